@@ -1,0 +1,1 @@
+"""The gemel command; thin."""

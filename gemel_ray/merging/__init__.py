@@ -1,0 +1,1 @@
+"""The merge search on Ray Tune."""

@@ -1,0 +1,1 @@
+"""Decisions as functions of values: no clock, no I/O, no torch, no Ray."""

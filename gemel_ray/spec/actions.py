@@ -1,0 +1,99 @@
+"""The narrow language between the scheduler and a device: actions out, events in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame that has arrived for a query. The pixels stay with whoever brought it; `frame` names them.
+
+    A frame with `droppable` gives way to a newer one of the same query and to its own deadline; one without is
+    answered however late.
+    """
+
+    query: str
+    frame: int
+    arrived_ms: float
+    deadline_ms: float
+    droppable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bring one weight set onto the device."""
+
+    weight: str
+    bytes: int
+    predicted_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Free one weight set's bytes. Takes effect at once."""
+
+    weight: str
+
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """Run one query's model on a batch of frames; all its weights are resident by then."""
+
+    query: str
+    frames: tuple[int, ...]
+    workspace_bytes: int
+    predicted_ms: float
+
+
+Action = Load | Evict | Infer
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A frame has arrived."""
+
+    frame: Frame
+    now_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A load or an inference has ended; `took_ms` is measured, to stand beside the prediction."""
+
+    action: Load | Infer
+    now_ms: float
+    took_ms: float
+    # Why it failed; None when it succeeded.
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """No more frames will arrive; what is pending may still be answered."""
+
+    now_ms: float
+
+
+Event = Arrived | Done | Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A frame was answered by a forward pass of its own."""
+
+    frame: Frame
+    now_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A frame gets no forward pass of its own: the last answer stands in for it, stale."""
+
+    frame: Frame
+    now_ms: float
+    # 'newer frame', 'too late' or 'failed: ...'
+    reason: str
+
+
+Verdict = Answered | Dropped

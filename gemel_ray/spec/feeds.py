@@ -1,0 +1,70 @@
+"""The kinds of feed (camera) a workload may name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gemel_ray.spec.strict import Strict
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Fps = Annotated[float, Field(gt=0, le=1000)]
+
+
+class StreetsFeed(Strict):
+    """A procedural street camera: labelled frames, the same for the same seed."""
+
+    kind: Literal["streets"]
+    seed: int = 0
+    frames: PositiveInt = 2000
+    fps: Fps = 10
+    width: Annotated[int, Field(ge=32, le=1920)] = 64
+    height: Annotated[int, Field(ge=32, le=1080)] = 64
+    # Mean number of road users in view; 0.7 leaves about half of the frames empty.
+    traffic: Annotated[float, Field(gt=0, le=20)] = 0.7
+    # 0 = day throughout, 1 = dusk at the last frame.
+    dusk: Fraction = 0.0
+
+
+class VideoFeed(Strict):
+    """A video file or a live stream (rtsp://, http://), decoded with PyAV."""
+
+    kind: Literal["video"]
+    uri: Annotated[str, Field(min_length=1)]
+    # Frames are picked to come close to this rate; None keeps the source's own.
+    fps: Fps | None = None
+    # Stop after so many frames; needed for a live stream that never ends.
+    frames: PositiveInt | None = None
+
+
+class ImageFolderFeed(Strict):
+    """A folder with one sub-folder of images for each class name."""
+
+    kind: Literal["image_folder"]
+    path: str
+    fps: Fps = 10
+
+
+class TilesFeed(Strict):
+    """A camera folder with frames/, meta.json and tiles.jsonl: is the target in this tile?"""
+
+    kind: Literal["tiles"]
+    path: str
+    fps: Fps = 10
+
+
+class CocoFeed(Strict):
+    """Images with boxes in a COCO annotation file."""
+
+    kind: Literal["coco"]
+    images: str
+    annotations: str
+    fps: Fps = 10
+
+
+FeedSpec = Annotated[
+    StreetsFeed | VideoFeed | ImageFolderFeed | TilesFeed | CocoFeed,
+    Field(discriminator="kind"),
+]

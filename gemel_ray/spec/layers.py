@@ -1,0 +1,89 @@
+"""What a model is made of, as far as sharing is concerned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class LayerRef(NamedTuple):
+    """One layer of one query's model: 'query', 'module.path'."""
+
+    query: str
+    layer: str
+
+    def __str__(self) -> str:
+        return f"{self.query}:{self.layer}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One parameter of a layer: its name below the layer's path, its shape and bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A weight-bearing layer: Conv, Linear, ConvTranspose or an attention projection.
+
+    `exact` and `shape` are its signatures under the two rules: layers with equal signatures may share weights.
+    """
+
+    path: str
+    kind: str
+    exact: str
+    shape: str
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all the layer's parameters."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    def signature(self, rule: str) -> str:
+        """The signature under rule 'exact' or 'shape'."""
+        return self.exact if rule == "exact" else self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInventory:
+    """All weight-bearing layers of one query's model in order of appearance, and the bytes beside them."""
+
+    query: str
+    builder: str
+    layers: tuple[Layer, ...]
+    # Normalisation, embeddings and whatever else no rule can share.
+    other_bytes: int
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of the weight-bearing layers."""
+        return sum(layer.bytes for layer in self.layers)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all parameters and buffers."""
+        return self.layer_bytes + self.other_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroup:
+    """Appearances of one signature in different models, tried together."""
+
+    signature: str
+    members: tuple[LayerRef, ...]
+    # Bytes of one copy.
+    layer_bytes: int
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes spared when all members share one copy."""
+        return self.layer_bytes * (len(self.members) - 1)
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The models it touches."""
+        return tuple(dict.fromkeys(member.query for member in self.members))

@@ -1,0 +1,36 @@
+"""What one node is to run: the scheduler's whole knowledge of the queries, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedQuery:
+    """One query's turn: the weight sets it needs resident and the batch it runs.
+
+    `run_ms` and `workspace_bytes` are by batch size, for every size from 1 to `batch_size`.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    batch_size: int
+    run_ms: Mapping[int, float]
+    workspace_bytes: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgePlan:
+    """Queries in round-robin order, the bytes and load time of each weight set, and the budget that holds them."""
+
+    queries: tuple[PlannedQuery, ...]
+    weight_bytes: Mapping[str, int]
+    load_ms: Mapping[str, float]
+    budget_bytes: int
+    # Load the next turn's missing weights while this turn computes.
+    overlap: bool = True
+    names: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(query.name for query in self.queries))

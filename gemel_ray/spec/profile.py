@@ -1,0 +1,49 @@
+"""What a model costs on a device: load time, run time by batch size, workspace bytes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from gemel_ray.spec.strict import Strict
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class QueryProfile(Strict):
+    """Run time and workspace of one query's model, by batch size."""
+
+    run_ms: Annotated[dict[int, NonNegative], Field(min_length=1)]
+    workspace_bytes: dict[int, int]
+
+    @model_validator(mode="after")
+    def _same_batch_sizes(self) -> QueryProfile:
+        if self.run_ms.keys() != self.workspace_bytes.keys():
+            raise ValueError("run_ms and workspace_bytes must list the same batch sizes")
+        return self
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Measured batch sizes, ascending."""
+        return tuple(sorted(self.run_ms))
+
+
+class DeviceProfile(Strict):
+    """All costs on one device; loading takes a fixed time per weight set and a time per byte."""
+
+    device: str
+    estimated: bool
+    load_fixed_ms: NonNegative
+    load_bytes_per_ms: Annotated[float, Field(gt=0)]
+    queries: dict[str, QueryProfile]
+
+    def load_ms(self, count_bytes: int) -> float:
+        """Time to bring one weight set of that size onto the device."""
+        return self.load_fixed_ms + count_bytes / self.load_bytes_per_ms
+
+    def run_ms(self, query: str, batch_size: int) -> float:
+        """Time of one inference; between measured batch sizes the next larger one counts."""
+        profile = self.queries[query]
+        fitting = [size for size in profile.batch_sizes if size >= batch_size]
+        return profile.run_ms[fitting[0] if fitting else profile.batch_sizes[-1]]

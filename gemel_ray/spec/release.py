@@ -1,0 +1,98 @@
+"""The release manifest: the contract between merging and serving."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.strict import Strict
+from gemel_ray.spec.workload import Name, Query
+
+SCHEMA_VERSION = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# The key of a query's private remainder in `ReleasedQuery.weights`.
+REMAINDER = ""
+
+
+class BlobInfo(Strict):
+    """What a blob weighs: its tensors in memory, and the file that carries them."""
+
+    tensor_bytes: Annotated[int, Field(ge=0)]
+    file_bytes: Annotated[int, Field(gt=0)]
+
+
+class Accuracy(Strict):
+    """How well one query's merged model does on the gate split, which nothing else has seen.
+
+    `agreement` compares with the original's own answers and is what the target is held against; the accuracies
+    against labels are there only where the feed has labels.
+    """
+
+    target: float
+    measure: str
+    agreement: float
+    lower_bound: float
+    gate_frames: int
+    validation_agreement: float
+    original_accuracy: float | None = None
+    merged_accuracy: float | None = None
+
+    @property
+    def meets_target(self) -> bool:
+        """Whether the gate's estimate reaches the target."""
+        return self.agreement >= self.target
+
+
+class ReleasedQuery(Strict):
+    """One query as it is to be served: the question, where each of its weights is, how good it is."""
+
+    query: Query
+    # Module path -> blob; the key REMAINDER holds everything that is not shared.
+    weights: dict[str, Sha256]
+    accuracy: Accuracy | None = None
+
+
+class Provenance(Strict):
+    """How a release was made."""
+
+    created_at: str
+    command: str
+    seed: int
+    versions: dict[str, str]
+    note: str = ""
+    trial: dict[str, str | int | float | bool | None] = Field(default_factory=dict)
+
+
+class Manifest(Strict):
+    """One immutable release."""
+
+    schema_version: Literal[1] = 1
+    release: Annotated[int, Field(gt=0)]
+    parent: int | None = None
+    workload_name: Name
+    workload_hash: Sha256
+    queries: dict[Name, ReleasedQuery]
+    merge_configuration: MergeConfiguration = MergeConfiguration()
+    blobs: dict[Sha256, BlobInfo]
+    # Bytes of all parameters and buffers, shared ones counted once.
+    bytes_before: int
+    bytes_after: int
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _complete(self) -> Manifest:
+        needed = {blob for query in self.queries.values() for blob in query.weights.values()}
+        if lost := needed - self.blobs.keys():
+            raise ValueError(f"blob {min(lost)} is used by a query but not described under 'blobs'")
+        held = sum(self.blobs[blob].tensor_bytes for blob in needed)
+        if held != self.bytes_after:
+            raise ValueError(f"bytes_after says {self.bytes_after}, the blobs in use hold {held}")
+        return self
+
+    def blobs_of(self, query: str) -> tuple[str, ...]:
+        """The blobs one query needs resident, each once, in order of module path."""
+        weights = self.queries[query].weights
+        return tuple(dict.fromkeys(weights[path] for path in sorted(weights)))

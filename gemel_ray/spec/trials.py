@@ -1,0 +1,42 @@
+"""What a search proposes and what a trial answers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.release import Accuracy, BlobInfo, Sha256
+from gemel_ray.spec.strict import Strict
+
+Start = Literal["mean", "member"]
+
+
+class Candidate(Strict):
+    """One merge configuration to try, and how hard to try."""
+
+    number: Annotated[int, Field(ge=0)]
+    label: str
+    configuration: MergeConfiguration
+    # 0 shares without training: average, re-estimate the normalisation, look.
+    max_steps: Annotated[int, Field(ge=0)]
+    # The release whose weights it continues from.
+    start_release: int
+    start: Start = "mean"
+    seed: int = 0
+
+
+class Outcome(Strict):
+    """What became of a candidate. Weights lie in the store already; a manifest that names them publishes them."""
+
+    candidate: int
+    passed: bool
+    # 'passed', 'missed on validation', 'missed on the gate', 'hopeless' or 'failed: ...'
+    reason: str
+    steps: int = 0
+    seconds: float = 0.0
+    accuracies: dict[str, Accuracy] = Field(default_factory=dict)
+    # query -> module path -> blob, for the queries the candidate touched.
+    weights: dict[str, dict[str, Sha256]] = Field(default_factory=dict)
+    blobs: dict[Sha256, BlobInfo] = Field(default_factory=dict)

@@ -1,0 +1,176 @@
+"""The workload file: queries, their feeds and models, and the nodes that are to run them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from gemel_ray.spec.errors import WorkloadError, nearest
+from gemel_ray.spec.feeds import FeedSpec, Fps, Fraction, PositiveInt
+from gemel_ray.spec.strict import Strict, explain
+from gemel_ray.spec.units import ByteSize
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Target = Annotated[float, Field(gt=0, le=1)]
+Milliseconds = Annotated[float, Field(gt=0)]
+SpecT = TypeVar("SpecT", bound=Strict)
+
+
+class ModelSpec(Strict):
+    """One model: how to build it, what it answers, and where its weights are."""
+
+    architecture: str | None = None
+    # 'package.module:function'; runs the user's code, so it must be allowed explicitly.
+    factory: str | None = None
+    task: Literal["classification", "detection"] | None = None
+    # The first class is the background: what is answered when none of the others is there.
+    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    weights: str | None = None
+    # Frames are resized to this square before a classifier sees them; detectors resize themselves.
+    input_size: PositiveInt = 224
+    # Further keyword arguments of the builder, such as {min_size: 160} for a detector.
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_builder(self) -> ModelSpec:
+        if (self.architecture is None) == (self.factory is None):
+            raise ValueError("give either 'architecture' (a torchvision builder) or 'factory' (pkg.module:function)")
+        if self.factory is not None and (self.task is None or ":" not in self.factory):
+            raise ValueError(
+                "a factory is written 'pkg.module:function' and needs 'task: classification' or 'detection'"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"classes repeat: {list(self.classes)}; name each once")
+        return self
+
+    @property
+    def builder(self) -> str:
+        """The architecture or factory, whichever was given."""
+        return self.architecture or self.factory or ""
+
+
+class Query(Strict):
+    """One model, one feed, one question."""
+
+    name: Name
+    feed: Name
+    model: ModelSpec
+    accuracy_target: Target
+    fps: Fps
+    slo_ms: Milliseconds
+    # Detection answers below this score are not given.
+    score_threshold: Fraction = 0.5
+
+
+class Node(Strict):
+    """One edge box (or one GPU of it) and the bytes that weights and workspace may take there."""
+
+    name: Name
+    memory: ByteSize
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Defaults(Strict):
+    """Values for queries that do not set their own."""
+
+    accuracy_target: Target = 0.95
+    fps: Fps = 30
+    slo_ms: Milliseconds = 100
+
+
+class Workload(Strict):
+    """All queries of one or more boxes."""
+
+    name: Name
+    defaults: Defaults = Defaults()
+    feeds: dict[Name, FeedSpec]
+    queries: Annotated[tuple[Query, ...], Field(min_length=1)]
+    nodes: tuple[Node, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults(cls, data: Any) -> Any:  # noqa: ANN401 - raw YAML
+        if not isinstance(data, dict) or not isinstance(data.get("queries"), list):
+            return data
+        try:
+            defaults = Defaults.model_validate(data.get("defaults") or {}).model_dump()
+        except ValidationError:
+            defaults = Defaults().model_dump()  # reported by the field itself
+        filled = [defaults | query if isinstance(query, dict) else query for query in data["queries"]]
+        return data | {"queries": filled}
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Workload:
+        names = [query.name for query in self.queries]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two queries are named {name!r}; give each its own name")
+        for query in self.queries:
+            if query.feed not in self.feeds:
+                raise ValueError(f"query {query.name!r}: no feed {query.feed!r}; {nearest(query.feed, self.feeds)}")
+        return self
+
+    def query(self, name: str) -> Query:
+        """The query of that name; WorkloadError names the nearest one."""
+        for query in self.queries:
+            if query.name == name:
+                return query
+        raise WorkloadError(f"no query {name!r}; {nearest(name, [query.name for query in self.queries])}")
+
+    def content_hash(self) -> str:
+        """SHA-256 of what a merge depends on: queries and feeds, not where it runs."""
+        content = self.model_dump(mode="json", exclude={"nodes", "name", "defaults"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def load_workload(path: str | Path) -> Workload:
+    """Read a workload file; its relative paths come back relative to the file's own folder.
+
+    Raises WorkloadError that names the file, the field, the value and the fix.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WorkloadError(f"{path}: cannot be read ({error.strerror}); give the path of a workload file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WorkloadError(f"{path}: is not valid YAML: {error}") from error
+    return parse_workload(data, source=str(path), base=path.resolve().parent)
+
+
+def parse_workload(data: object, *, source: str, base: Path) -> Workload:
+    """Check plain data as a workload and make its relative paths absolute below `base`."""
+    if not isinstance(data, dict):
+        raise WorkloadError(f"{source}: holds {type(data).__name__}, not a mapping with name, feeds and queries")
+    try:
+        return _absolute(Workload.model_validate(data), base)
+    except ValidationError as error:
+        raise WorkloadError(f"{source}:\n{explain(error, Workload)}") from error
+
+
+def _absolute(workload: Workload, base: Path) -> Workload:
+    feeds = {
+        name: _absolute_fields(feed, base, "path", "uri", "images", "annotations")
+        for name, feed in workload.feeds.items()
+    }
+    queries = tuple(
+        query.model_copy(update={"model": _absolute_fields(query.model, base, "weights")}) for query in workload.queries
+    )
+    return workload.model_copy(update={"feeds": feeds, "queries": queries})
+
+
+def _absolute_fields(spec: SpecT, base: Path, *fields: str) -> SpecT:
+    found = {field: getattr(spec, field) for field in fields if isinstance(getattr(spec, field, None), str)}
+    return spec.model_copy(update={field: _absolute_path(value, base) for field, value in found.items()})
+
+
+def _absolute_path(value: str, base: Path) -> str:
+    """Leave URIs (rtsp://...) and torchvision:NAME alone."""
+    if "://" in value or value.startswith("torchvision:"):
+        return value
+    return str((base / Path(value).expanduser()).resolve())

@@ -1,0 +1,1 @@
+"""Joint retraining of models that share weights."""

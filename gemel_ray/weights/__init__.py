@@ -1,0 +1,1 @@
+"""Content-addressed blobs and immutable releases on any pyarrow.fs file system."""
