@@ -19,7 +19,15 @@ class Strict(BaseModel):
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """One line per problem: 'queries.0.fps: 0 ... (reason and the way out)'."""
-    return "\n".join(f"  {_where(detail)}: {_why(detail, model)}" for detail in error.errors())
+    details = [detail for detail in error.errors() if not _is_echo(detail, error.errors())]
+    return "\n".join(f"  {_where(detail)}: {_why(detail, model)}" for detail in details)
+
+
+def _is_echo(detail: ErrorDetails, every: list[ErrorDetails]) -> bool:
+    """A list counts as too short when its items are wrong; the items' own errors say it better."""
+    here = detail["loc"]
+    below = [other for other in every if len(other["loc"]) > len(here) and other["loc"][: len(here)] == here]
+    return detail["type"] == "too_short" and bool(below)
 
 
 def _where(detail: ErrorDetails) -> str:
@@ -33,7 +41,8 @@ def _why(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return "is missing; add it"
     message = detail["msg"].removeprefix("Value error, ")
     value = repr(detail.get("input"))
-    return message if value in message or len(value) > 80 else f"{message}, got {value}"
+    told = detail["type"] == "value_error" and value in message
+    return message if told or len(value) > 80 else f"{message}, got {value}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
