@@ -1,0 +1,73 @@
+"""Layer groups: which layers of different models may share one copy of the weights."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gemel_ray.spec.layers import Layer, LayerGroup, LayerRef, ModelInventory
+
+Rule = Literal["exact", "shape"]
+
+
+def group_layers(inventories: Sequence[ModelInventory], rule: Rule = "exact") -> tuple[LayerGroup, ...]:
+    """All layer groups of at least two members in memory-forward order (largest saving first).
+
+    The k-th appearance of a signature in one model pairs with the k-th in every other (GEMEL section 5.1). Ties
+    are broken by signature and first member, so that the order never depends on how models are listed in memory.
+    """
+    appearances: dict[tuple[str, int], list[tuple[LayerRef, Layer]]] = defaultdict(list)
+    for inventory in inventories:
+        seen: dict[str, int] = defaultdict(int)
+        for layer in inventory.layers:
+            signature = layer.signature(rule)
+            appearances[signature, seen[signature]].append((LayerRef(inventory.query, layer.path), layer))
+            seen[signature] += 1
+    groups = [_group(signature, found) for (signature, _), found in appearances.items() if len(found) > 1]
+    return memory_forward(groups)
+
+
+def _group(signature: str, found: Sequence[tuple[LayerRef, Layer]]) -> LayerGroup:
+    return LayerGroup(signature, tuple(ref for ref, _ in found), found[0][1].bytes)
+
+
+def memory_forward(groups: Sequence[LayerGroup]) -> tuple[LayerGroup, ...]:
+    """Largest saving first, with a total order."""
+    return tuple(sorted(groups, key=lambda group: (-group.saved_bytes, group.signature, group.members)))
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What could be shared in a workload, under one signature rule."""
+
+    rule: Rule
+    inventories: tuple[ModelInventory, ...]
+    groups: tuple[LayerGroup, ...]
+
+    @property
+    def layer_bytes(self) -> int:
+        """Bytes of all weight-bearing layers, every model on its own."""
+        return sum(inventory.layer_bytes for inventory in self.inventories)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all parameters and buffers, every model on its own."""
+        return sum(inventory.total_bytes for inventory in self.inventories)
+
+    @property
+    def shareable_bytes(self) -> int:
+        """The most that sharing across models could save: the cross-model bound."""
+        return sum(group.saved_bytes for group in self.groups)
+
+
+def heavy_hitters(inventory: ModelInventory, share: float = 0.5) -> tuple[Layer, ...]:
+    """The fewest layers that together hold at least that share of a model's layer bytes, largest first."""
+    heaviest = sorted(inventory.layers, key=lambda layer: -layer.bytes)
+    held = 0
+    for count, layer in enumerate(heaviest, start=1):
+        held += layer.bytes
+        if held >= share * inventory.layer_bytes:
+            return tuple(heaviest[:count])
+    return tuple(heaviest)

@@ -1,0 +1,122 @@
+"""State dicts from files, whatever wrapper they come in, fitted to a model strictly."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import nn
+
+from gemel_ray.spec.errors import ModelError, nearest
+from gemel_ray.spec.workload import ModelSpec
+
+StateDict = dict[str, torch.Tensor]
+
+# Wrappers that training frameworks put around a state dict, and prefixes they put before its names.
+_NESTS = ("state_dict", "model_state_dict", "model", "net", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
+def load_weights(model: nn.Module, spec: ModelSpec) -> None:
+    """Load the weights a model spec names. Raises ModelError that names the file, the tensor, and both shapes."""
+    if spec.weights is None:
+        raise ModelError(f"{spec.builder}: has no 'weights'; name a file, or train one with `gemel originals`")
+    if spec.weights.startswith("torchvision:"):
+        state = _torchvision_state(spec)
+    else:
+        state = read_state(Path(spec.weights))
+    fit_state(model, state, source=spec.weights)
+
+
+def read_state(path: Path) -> StateDict:
+    """The tensors of a .safetensors file or of a torch state dict (read with weights_only=True)."""
+    if not path.is_file():
+        raise ModelError(f"{path}: no such weights file; correct the path, or train originals with `gemel originals`")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{path}: is damaged or not a safetensors file ({error})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ModelError(
+            f"{path}: cannot be read as a plain state dict ({str(error).splitlines()[0]}); "
+            "save model.state_dict(), not the model, with torch.save or safetensors"
+        ) from error
+    return _unwrap(loaded, path)
+
+
+def _unwrap(loaded: object, path: Path) -> StateDict:
+    while isinstance(loaded, Mapping):
+        nest = next((name for name in _NESTS if isinstance(loaded.get(name), Mapping)), None)
+        if nest is None:
+            tensors = {str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)}
+            if tensors:
+                return tensors
+            break
+        loaded = loaded[nest]
+    raise ModelError(f"{path}: holds no state dict; save model.state_dict() with torch.save or safetensors")
+
+
+def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
+    """Load a state dict into a model, strictly, after removing wrapper prefixes.
+
+    Shape conflicts and missing or surplus names raise ModelError with the first of each.
+    """
+    own = model.state_dict()
+    state = _without_prefix(state, own)
+    # Counters of batches seen are absent from old checkpoints and never change an answer.
+    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    surplus = [name for name in state if name not in own]
+    if missing or surplus:
+        raise ModelError(f"{source}: does not fit {type(model).__name__}: {_misfit(missing, surplus, own)}")
+    for name, tensor in state.items():
+        if tensor.shape != own[name].shape:
+            raise ModelError(
+                f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}; "
+                "check 'architecture', 'options' and the number of 'classes'"
+            )
+    model.load_state_dict(dict(state), strict=False)
+
+
+def _misfit(missing: list[str], surplus: list[str], own: Mapping[str, torch.Tensor]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} tensors are missing, first {missing[0]!r}")
+    if surplus:
+        parts.append(f"{len(surplus)} are unknown, first {surplus[0]!r} ({nearest(surplus[0], own)})")
+    return "; ".join(parts) + "; check 'architecture' and 'options'"
+
+
+def _without_prefix(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Strip wrapper prefixes as long as that brings the names nearer to the model's."""
+    current = dict(state)
+    for _ in range(len(_PREFIXES)):
+        prefix = next((p for p in _PREFIXES if current and all(name.startswith(p) for name in current)), None)
+        if prefix is None or any(name in own for name in current):
+            break
+        current = {name.removeprefix(prefix): tensor for name, tensor in current.items()}
+    return current
+
+
+def _torchvision_state(spec: ModelSpec) -> StateDict:
+    name = (spec.weights or "").partition(":")[2]
+    try:
+        known = torchvision.models.get_model_weights(spec.architecture)
+    except ValueError as error:
+        raise ModelError(f"{spec.builder}: torchvision publishes no weights for it; name a file instead") from error
+    member = name.rpartition(".")[2]
+    if member not in known.__members__:
+        raise ModelError(f"{spec.builder}: no torchvision weights {name!r}; {nearest(member, known.__members__)}")
+    try:
+        return dict(known[member].get_state_dict(progress=False))
+    except OSError as error:
+        raise ModelError(
+            f"{spec.weights}: cannot be fetched ({error}); it needs internet access, or download the file "
+            f"{known[member].url} elsewhere and name it under 'weights'"
+        ) from error

@@ -1,0 +1,93 @@
+"""Building a query's model by name or by the user's own factory."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal
+
+import torchvision
+from torch import nn
+
+from gemel_ray.spec.errors import ModelError, nearest
+from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.slim import SLIM_BUILDERS
+
+Builder = Callable[..., nn.Module]
+TaskName = Literal["classification", "detection"]
+
+# These two initialise slowly (truncated normal by scipy's method) and carry auxiliary heads used in training alone.
+_AUXILIARY = frozenset({"googlenet", "inception_v3"})
+
+
+@cache
+def architectures(task: TaskName) -> frozenset[str]:
+    """Names that `architecture` may take for a task."""
+    if task == "detection":
+        return frozenset(torchvision.models.list_models(module=torchvision.models.detection))
+    return frozenset(torchvision.models.list_models(module=torchvision.models)) | SLIM_BUILDERS.keys()
+
+
+def task_of(spec: ModelSpec) -> TaskName:
+    """What a model answers; ModelError names the nearest architecture when there is none of that name."""
+    if spec.factory is not None:
+        assert spec.task is not None, "the workload's own check demands a task beside a factory"
+        return spec.task
+    found = _task_by_name(spec.architecture or "")
+    if spec.task not in (None, found):
+        raise ModelError(f"architecture {spec.architecture!r} is for {found}, but task says {spec.task!r}; drop 'task'")
+    return found
+
+
+def _task_by_name(name: str) -> TaskName:
+    for task in ("classification", "detection"):
+        if name in architectures(task):
+            return task
+    known = architectures("classification") | architectures("detection")
+    raise ModelError(
+        f"unknown architecture {name!r}; {nearest(name, known)} Any torchvision classification or detection builder "
+        "will do, or give your own as 'factory: pkg.module:function'"
+    )
+
+
+def build_model(spec: ModelSpec, *, allow_factories: bool = False) -> nn.Module:
+    """The model in evaluation mode, its weights as initialised. Follows torch's default device (meta included).
+
+    Raises ModelError for an unknown architecture, a factory that is not allowed or not found, and wrong options.
+    """
+    builder = _factory(spec.factory, allow_factories) if spec.factory else _builder(spec)
+    options = {**spec.options, "num_classes": len(spec.classes)}
+    try:
+        model = builder(**options)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{spec.builder}: options {spec.options} are not accepted: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"factory {spec.factory} returned {type(model).__name__}, not a torch.nn.Module")
+    return model.eval()
+
+
+def _builder(spec: ModelSpec) -> Builder:
+    name = spec.architecture or ""
+    if name in SLIM_BUILDERS:
+        return SLIM_BUILDERS[name]
+    fixed: dict[str, Any] = {"weights": None}
+    if task_of(spec) == "detection":
+        fixed["weights_backbone"] = None
+    if name in _AUXILIARY:
+        fixed |= {"init_weights": False, "aux_logits": False}
+    builder = torchvision.models.get_model_builder(name)
+    return lambda **options: builder(**(fixed | options))
+
+
+def _factory(path: str, allowed: bool) -> Builder:
+    if not allowed:
+        raise ModelError(f"factory {path!r} runs code of its own; allow that with --allow-factories if you trust it")
+    module_name, _, function_name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"factory {path!r} cannot be found ({error}); is its package installed here?") from error
+    if not callable(found):
+        raise ModelError(f"factory {path!r} is {type(found).__name__}, not a function")
+    return found

@@ -1,0 +1,101 @@
+"""Tasks: how frames become a model's input, and a model's output becomes answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from gemel_ray.spec.answers import Answer, Box, Classified, Detected
+from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.models import task_of
+
+# ImageNet's channel statistics: what torchvision's classification weights were trained with.
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+Image = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Task(Protocol):
+    """One of the two kinds of question. Frames are uint8, H x W x 3, RGB."""
+
+    classes: tuple[str, ...]
+
+    def pixels(self, image: Image) -> Image:
+        """The frame at the size the model sees it, still uint8: what is worth keeping for training."""
+        ...
+
+    def prepare(self, images: Sequence[Image], device: torch.device | str = "cpu") -> Any:  # noqa: ANN401
+        """What the model's forward takes, on the device."""
+        ...
+
+    def answers(self, outputs: Any, images: Sequence[Image]) -> list[Answer]:  # noqa: ANN401
+        """One answer a frame from what the forward gave."""
+        ...
+
+
+def task_for(spec: ModelSpec, score_threshold: float = 0.5) -> Task:
+    """The task of a model spec."""
+    if task_of(spec) == "classification":
+        return ClassificationTask(spec.classes, spec.input_size)
+    return DetectionTask(spec.classes, score_threshold)
+
+
+class ClassificationTask:
+    """Which class is in the frame."""
+
+    def __init__(self, classes: tuple[str, ...], input_size: int) -> None:
+        self.classes = classes
+        self.input_size = input_size
+
+    def pixels(self, image: Image) -> Image:
+        """The frame resized to a square of `input_size`, bilinear with antialiasing."""
+        if image.shape[:2] == (self.input_size, self.input_size):
+            return image
+        tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+        resized = transforms.resize(tensor, [self.input_size, self.input_size], antialias=True)
+        return resized.permute(1, 2, 0).numpy()
+
+    def prepare(self, images: Sequence[Image], device: torch.device | str = "cpu") -> torch.Tensor:
+        """A float batch N x 3 x S x S, normalised."""
+        pixels = np.stack([self.pixels(image) for image in images])
+        batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float().div_(255)
+        return transforms.normalize(batch, list(_MEAN), list(_STD), inplace=True)
+
+    def answers(self, outputs: torch.Tensor, images: Sequence[Image]) -> list[Answer]:
+        """The likeliest class of each row of logits N x classes."""
+        scores = outputs.float().softmax(dim=1).cpu().tolist()
+        return [Classified(self.classes[int(np.argmax(row))], tuple(row)) for row in scores]
+
+
+class DetectionTask:
+    """Where objects of the classes are."""
+
+    def __init__(self, classes: tuple[str, ...], score_threshold: float) -> None:
+        self.classes = classes
+        self.score_threshold = score_threshold
+
+    def pixels(self, image: Image) -> Image:
+        """The frame as it is: detectors resize by themselves."""
+        return image
+
+    def prepare(self, images: Sequence[Image], device: torch.device | str = "cpu") -> list[torch.Tensor]:
+        """A list of float tensors 3 x H x W in 0..1."""
+        return [torch.tensor(image, device=device).permute(2, 0, 1).float().div_(255) for image in images]
+
+    def answers(self, outputs: list[dict[str, torch.Tensor]], images: Sequence[Image]) -> list[Answer]:
+        """Boxes at or above the threshold, best first."""
+        return [Detected(tuple(self._boxes(found))) for found in outputs]
+
+    def _boxes(self, found: dict[str, torch.Tensor]) -> list[Box]:
+        rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
+        kept = [row for row in rows if row[2] >= self.score_threshold and 0 < row[1] < len(self.classes)]
+        kept.sort(key=lambda row: -row[2])
+        return [
+            Box(self.classes[label], score, left, top, right - left, bottom - top)
+            for (left, top, right, bottom), label, score in kept
+        ]
