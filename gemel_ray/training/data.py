@@ -1,0 +1,134 @@
+"""What joint retraining sees of one query: frames by split, and what the original answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from gemel_ray.policy.splits import Split, split_frames
+from gemel_ray.spec.answers import Answer, Box
+from gemel_ray.spec.errors import FeedError
+from gemel_ray.spec.feeds import FeedSpec
+from gemel_ray.spec.workload import Query
+from gemel_ray.vision.feeds import open_feed
+from gemel_ray.vision.feeds.labels import boxes_of, class_of, unknown_classes
+from gemel_ray.vision.tasks import Image, Task, task_for
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "gate")
+_FEWEST_FRAMES = 20
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """Frames of one split in order of time, and what is known of them. Plain arrays: they cross processes uncopied."""
+
+    images: tuple[Image, ...] | np.ndarray
+    # Class index of each frame from the feed's labels, -1 where unknown.
+    labels: np.ndarray
+    boxes: tuple[tuple[Box, ...], ...] = ()
+    # The original's logits (classification) and answers, once `with_teacher` has run.
+    logits: np.ndarray | None = None
+    answers: tuple[Answer, ...] = ()
+
+
+@dataclass(frozen=True)
+class QueryData:
+    """All frames of one query, by split."""
+
+    query: Query
+    splits: Mapping[Split, SplitData] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """The query's task."""
+        return task_for(self.query.model, self.query.score_threshold)
+
+
+def read_query_data(query: Query, feed_spec: FeedSpec, *, needs_labels: bool = False) -> QueryData:
+    """Read a query's whole feed and split it by time.
+
+    Raises FeedError when the feed holds too few frames for a split, or lacks the labels that are needed.
+    """
+    feed = open_feed(query.feed, feed_spec)
+    classes = query.model.classes
+    if feed.vocabulary is not None and (unknown := unknown_classes(classes[1:], feed.vocabulary)):
+        raise FeedError(
+            f"query {query.name!r}: feed {query.feed!r} knows no class {unknown[0]!r}; it labels {sorted(feed.vocabulary)}"
+        )
+    frames = list(feed.frames())
+    labels = [class_of(frame, classes) for frame in frames]
+    if needs_labels and any(label is None for label in labels):
+        raise FeedError(
+            f"query {query.name!r}: feed {query.feed!r} carries no labels to train an original from; give the model's "
+            "'weights', or use a feed with labels"
+        )
+    task = task_for(query.model, query.score_threshold)
+    sides = split_frames(labels, [frame.split for frame in frames])
+    pixels = [task.pixels(frame.image) for frame in frames]
+    boxes = [boxes_of(frame, classes) or () for frame in frames]
+    splits = {side: _pick(side, sides, pixels, labels, boxes, classes) for side in SPLITS}
+    _check_sizes(query, splits)
+    return QueryData(query, splits)
+
+
+def _pick(
+    side: Split,
+    sides: Sequence[Split | None],
+    pixels: Sequence[Image],
+    labels: Sequence[str | None],
+    boxes: Sequence[tuple[Box, ...]],
+    classes: tuple[str, ...],
+) -> SplitData:
+    places = [place for place, found in enumerate(sides) if found == side]
+    index = {name: number for number, name in enumerate(classes)}
+    return SplitData(
+        images=_stacked([pixels[place] for place in places]),
+        labels=np.array([index.get(labels[place] or "", -1) for place in places], dtype=np.int64),
+        boxes=tuple(boxes[place] for place in places),
+    )
+
+
+def _stacked(images: Sequence[Image]) -> tuple[Image, ...] | np.ndarray:
+    """One array where all frames have one size (they then cross processes without a copy)."""
+    return np.stack(images) if len({image.shape for image in images}) == 1 else tuple(images)
+
+
+def _check_sizes(query: Query, splits: Mapping[Split, SplitData]) -> None:
+    for side, data in splits.items():
+        if len(data.images) < _FEWEST_FRAMES:
+            raise FeedError(
+                f"query {query.name!r}: feed {query.feed!r} leaves {len(data.images)} frames for {side}, at least "
+                f"{_FEWEST_FRAMES} are needed; give the feed more frames"
+            )
+
+
+def with_teacher(data: QueryData, model: nn.Module) -> QueryData:
+    """The same data with the original's own answers to every frame: the labels that need no labelling."""
+    return QueryData(data.query, {side: _taught(split, data.task, model) for side, split in data.splits.items()})
+
+
+def _taught(split: SplitData, task: Task, model: nn.Module) -> SplitData:
+    logits, answers = run_model(model, task, split.images)
+    return SplitData(split.images, split.labels, split.boxes, logits, tuple(answers))
+
+
+@torch.inference_mode()
+def run_model(
+    model: nn.Module, task: Task, images: Sequence[Image] | np.ndarray
+) -> tuple[np.ndarray | None, list[Answer]]:
+    """Logits N x classes (None for detectors) and answers of a model in evaluation mode, batch by batch."""
+    model.eval()
+    device = next(model.parameters()).device
+    logits, answers = [], []
+    for begin in range(0, len(images), _BATCH):
+        batch = list(images[begin : begin + _BATCH])
+        outputs = model(task.prepare(batch, device))
+        answers += task.answers(outputs, batch)
+        if isinstance(outputs, torch.Tensor):
+            logits.append(outputs.float().cpu().numpy())
+    return (np.concatenate(logits) if logits else None), answers

@@ -1,0 +1,73 @@
+"""What joint retraining minimises for one query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from gemel_ray.spec.answers import Box, Detected
+from gemel_ray.training.data import SplitData
+from gemel_ray.vision.tasks import DetectionTask, Task
+
+Objective = Literal["distillation", "labels"]
+
+# Softens the original's logits; merging.md's measurements all use 2.
+_TEMPERATURE = 2.0
+
+
+def batch_loss(
+    model: nn.Module, task: Task, data: SplitData, places: np.ndarray, objective: Objective = "distillation"
+) -> torch.Tensor:
+    """The loss of one query on the frames at `places`.
+
+    Distillation follows the original's own answers: for classifiers KL divergence of softened logits (Hinton et
+    al. 2015), for detectors torchvision's detection losses on the original's boxes. 'labels' follows the feed's.
+    """
+    device = next(model.parameters()).device
+    images = [data.images[place] for place in places]
+    if isinstance(task, DetectionTask):
+        return _detection_loss(model, task, data, places, images, objective)
+    logits = model(task.prepare(images, device))
+    if objective == "labels":
+        return functional.cross_entropy(logits, torch.from_numpy(data.labels[places]).to(device))
+    assert data.logits is not None, "distillation needs the original's logits: call with_teacher first"
+    taught = torch.from_numpy(data.logits[places]).to(device)
+    return functional.kl_div(
+        functional.log_softmax(logits / _TEMPERATURE, dim=1),
+        functional.log_softmax(taught / _TEMPERATURE, dim=1),
+        reduction="batchmean",
+        log_target=True,
+    ) * (_TEMPERATURE**2)
+
+
+def _detection_loss(
+    model: nn.Module, task: Task, data: SplitData, places: np.ndarray, images: list[Any], objective: Objective
+) -> torch.Tensor:
+    device = next(model.parameters()).device
+    boxes = [_boxes_at(data, place, objective) for place in places]
+    targets = [_target(found, task.classes, device) for found in boxes]
+    losses = model(task.prepare(images, device), targets)
+    return torch.stack(list(losses.values())).sum()
+
+
+def _boxes_at(data: SplitData, place: int, objective: Objective) -> Sequence[Box]:
+    if objective == "labels":
+        return data.boxes[place]
+    answer = data.answers[place]
+    assert isinstance(answer, Detected), "a detector answers with boxes"
+    return answer.boxes
+
+
+def _target(boxes: Sequence[Box], classes: tuple[str, ...], device: torch.device) -> dict[str, torch.Tensor]:
+    # torchvision refuses boxes without area.
+    kept = [box for box in boxes if box.width > 0 and box.height > 0]
+    corners = [[box.x, box.y, box.x + box.width, box.y + box.height] for box in kept]
+    return {
+        "boxes": torch.tensor(corners, dtype=torch.float32, device=device).reshape(-1, 4),
+        "labels": torch.tensor([classes.index(box.label) for box in kept], dtype=torch.int64, device=device),
+    }

@@ -1,0 +1,128 @@
+"""Whole files or none: the one place that writes to a store's file system."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyarrow import fs
+
+from gemel_ray.spec.errors import StoreError
+
+
+class Files:
+    """Reads and writes whole files below one root of any pyarrow file system.
+
+    On a local disk a file appears under its name only once it is complete and synced. Object stores give the same
+    promise by themselves: an object becomes visible when its upload is closed.
+    """
+
+    def __init__(self, system: fs.FileSystem, root: str) -> None:
+        self._system = system
+        self._root = root.rstrip("/")
+        self._local = isinstance(system, fs.LocalFileSystem)
+
+    @classmethod
+    def at(cls, uri: str | Path) -> Files:
+        """Open a folder path or any URI that pyarrow.fs understands; StoreError for one it does not."""
+        text = str(uri)
+        if "://" not in text:
+            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        try:
+            system, root = fs.FileSystem.from_uri(text)
+        except (ValueError, OSError) as error:
+            raise StoreError(f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://...") from error
+        return cls(system, root)
+
+    def locate(self, name: str) -> str:
+        """The full path of a file, for messages."""
+        return f"{self._root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        with self._told(name, "looked up"):
+            return bool(self._system.get_file_info(self.locate(name)).type == fs.FileType.File)
+
+    def names(self, folder: str) -> list[str]:
+        """Paths of all files below a folder, relative to the root, sorted; empty where there is no such folder."""
+        selector = fs.FileSelector(self.locate(folder), allow_not_found=True, recursive=True)
+        with self._told(folder, "listed"):
+            found = [info.path for info in self._system.get_file_info(selector) if info.type == fs.FileType.File]
+        return sorted(path[len(self._root) + 1 :] for path in found)
+
+    def read(self, name: str) -> bytes | None:
+        """A file's bytes, None where there is none."""
+        try:
+            with self._told(name, "read"), self._system.open_input_stream(self.locate(name), compression=None) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put a whole file in place, replacing one of the same name. StoreError (disk full, no permission) leaves nothing."""
+        with self._told(name, "written"):
+            if self._local:
+                with self._complete(name, data) as complete:
+                    os.replace(complete, self.locate(name))
+                _sync_folder(Path(self.locate(name)).parent)
+            else:
+                with self._system.open_output_stream(self.locate(name), compression=None) as stream:
+                    stream.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a whole new file in place; False, and nothing changed, where one of that name is there already.
+
+        Exclusive on local disks. Other file systems offer no such promise through pyarrow: there the name is looked
+        up first, so only one publisher at a time may work on a store.
+        """
+        if not self._local:
+            if self.exists(name):
+                return False
+            self.write(name, data)
+            return True
+        with self._told(name, "written"), self._complete(name, data) as complete:
+            try:
+                os.link(complete, self.locate(name))
+            except FileExistsError:
+                return False
+        _sync_folder(Path(self.locate(name)).parent)
+        return True
+
+    @contextlib.contextmanager
+    def _complete(self, name: str, data: bytes) -> Iterator[str]:
+        """A synced temporary file beside the final name, gone afterwards unless it was moved."""
+        folder = Path(self.locate(name)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, path = tempfile.mkstemp(dir=folder, prefix=".writing-")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            yield path
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    @contextlib.contextmanager
+    def _told(self, name: str, done: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise StoreError(
+                f"{self.locate(name)} cannot be {done}: {error.strerror or error}; free space or correct permissions "
+                "there and run the command again (nothing half-written is left)"
+            ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

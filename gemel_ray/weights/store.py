@@ -1,0 +1,200 @@
+"""A store: content-addressed blobs, immutable releases, and HEAD, the release to serve.
+
+    blobs/sha256/ab/abcd....safetensors    written once, verified on read
+    releases/000007.json                   one manifest each
+    HEAD                                   replaced atomically, last of all
+    searches/NAME.json                     what a search needs to be taken up again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, MissingReleaseError, StoreError
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.strict import explain
+from gemel_ray.weights.files import Files
+
+_MANIFEST = re.compile(r"releases/(\d{6,})\.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something `verify` found: which file, and what is wrong with it."""
+
+    path: str
+    what: str
+
+
+def open_store(uri: str | Path, *, create: bool = False) -> Store:
+    """Open a store at a folder or a pyarrow.fs URI; StoreError where there is none, unless it is to be created."""
+    files = Files.at(uri)
+    if not create and not files.exists("HEAD") and not files.names("releases"):
+        raise StoreError(f"{files.locate('')} holds no releases; make some with `gemel demo` or `gemel search`")
+    return Store(files)
+
+
+class Store:
+    """One store. Every read is verified; every write is whole or absent."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def locate(self, name: str = "") -> str:
+        """The full path of something in the store, for messages."""
+        return self._files.locate(name)
+
+    # blobs
+
+    def put_blob(self, data: bytes) -> str:
+        """Store bytes under their SHA-256 and return it. A damaged leftover of that name is replaced."""
+        sha = hashlib.sha256(data).hexdigest()
+        if self._files.read(_blob_name(sha)) != data:
+            self._files.write(_blob_name(sha), data)
+        return sha
+
+    def has_blob(self, sha: str) -> bool:
+        """Whether the store holds a blob of that name; its bytes are not looked at."""
+        return self._files.exists(_blob_name(sha))
+
+    def read_blob(self, sha: str) -> bytes:
+        """A blob's bytes, verified. Raises MissingBlobError or CorruptBlobError."""
+        data = self._files.read(_blob_name(sha))
+        path = self.locate(_blob_name(sha))
+        if data is None:
+            raise MissingBlobError(f"{path} is missing; restore it from a copy of the store, or run the search again")
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha:
+            raise CorruptBlobError(
+                f"{path} is damaged: {len(data)} bytes hash to {found[:12]}..., not to their name; restore the file "
+                "from a copy of the store (`gemel verify` lists all damage)"
+            )
+        return data
+
+    # releases
+
+    def releases(self) -> list[int]:
+        """Numbers of all releases, ascending."""
+        matches = (_MANIFEST.fullmatch(name) for name in self._files.names("releases"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def head(self) -> int | None:
+        """The release to serve; None where nothing was published yet. StoreError where HEAD is unreadable."""
+        data = self._files.read("HEAD")
+        if data is None:
+            return None
+        text = data.decode(errors="replace").strip()
+        if not text.isdigit():
+            raise StoreError(f"{self.locate('HEAD')} says {text[:40]!r}, not a release number; write one of {self.releases()}")
+        return int(text)
+
+    def manifest(self, release: int | None = None) -> Manifest:
+        """A release's manifest, HEAD's by default. Raises MissingReleaseError or StoreError."""
+        number = self.head() if release is None else release
+        data = None if number is None else self._files.read(_manifest_name(number))
+        if number is None or data is None:
+            raise MissingReleaseError(f"{self.locate()} has no release {number}; it holds {self.releases() or 'none'}")
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            path = self.locate(_manifest_name(number))
+            raise StoreError(f"{path} is not a manifest this version can read:\n{explain(error, Manifest)}") from error
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Write a manifest and make it HEAD; it comes back with the number it got, the next free one.
+
+        Raises MissingBlobError, and publishes nothing, when a blob it names is absent.
+        """
+        for sha in sorted(manifest.blobs):
+            if not self.has_blob(sha):
+                raise MissingBlobError(f"{self.locate(_blob_name(sha))} is missing; put the blobs before the manifest")
+        while True:
+            number = max(self.releases(), default=0) + 1
+            numbered = manifest.model_copy(update={"release": number})
+            if self._files.create(_manifest_name(number), numbered.model_dump_json(indent=1).encode()):
+                break
+        self.set_head(number)
+        return numbered
+
+    def set_head(self, release: int) -> None:
+        """Make an existing release the one to serve."""
+        if not self._files.exists(_manifest_name(release)):
+            raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
+        self._files.write("HEAD", f"{release}\n".encode())
+
+    # searches
+
+    def read_state(self, name: str) -> dict[str, Any] | None:
+        """What a search wrote down last, None where there is nothing."""
+        data = self._files.read(f"searches/{name}.json")
+        if data is None:
+            return None
+        try:
+            return dict(json.loads(data))
+        except (json.JSONDecodeError, TypeError, ValueError) as error:
+            path = self.locate(f"searches/{name}.json")
+            raise StoreError(f"{path} is damaged ({error}); remove it to start that search afresh") from error
+
+    def write_state(self, name: str, state: dict[str, Any]) -> None:
+        """Write down what a search needs to be taken up again."""
+        self._files.write(f"searches/{name}.json", json.dumps(state).encode())
+
+    # verification
+
+    def verify(self) -> list[Problem]:
+        """Everything that is wrong with the store: damage, gaps, leftovers of interrupted writes."""
+        return [*self._verify_releases(), *self._verify_blobs(), *self._leftovers()]
+
+    def _verify_releases(self) -> list[Problem]:
+        problems = []
+        for number in self.releases():
+            try:
+                blobs = sorted(self.manifest(number).blobs)
+            except StoreError as error:
+                problems.append(Problem(_manifest_name(number), str(error)))
+                continue
+            problems += [
+                Problem(_blob_name(sha), f"missing, needed by release {number}") for sha in blobs if not self.has_blob(sha)
+            ]
+        head = self.head()
+        if head is not None and head not in self.releases():
+            problems.append(Problem("HEAD", f"points at release {head}, which does not exist"))
+        return problems
+
+    def _verify_blobs(self) -> list[Problem]:
+        problems = []
+        for name in self._files.names("blobs"):
+            sha = Path(name).stem
+            if _SHA256.fullmatch(sha) is None:
+                continue
+            try:
+                self.read_blob(sha)
+            except StoreError as error:
+                problems.append(Problem(name, str(error)))
+        return problems
+
+    def _leftovers(self) -> list[Problem]:
+        names = [name for folder in ("blobs", "releases", "searches") for name in self._files.names(folder)]
+        return [
+            Problem(name, "left over from an interrupted write; safe to delete")
+            for name in names
+            if Path(name).name.startswith(".writing-")
+        ]
+
+
+def _blob_name(sha: str) -> str:
+    if _SHA256.fullmatch(sha) is None:
+        raise StoreError(f"{sha!r} is not a blob name; one is 64 hexadecimal digits")
+    return f"blobs/sha256/{sha[:2]}/{sha}.safetensors"
+
+
+def _manifest_name(release: int) -> str:
+    return f"releases/{release:06d}.json"
