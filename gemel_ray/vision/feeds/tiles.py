@@ -1,0 +1,64 @@
+"""A camera's tiles: is the target in this part of the frame?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gemel_ray.spec.errors import FeedError
+from gemel_ray.spec.feeds import TilesFeed
+from gemel_ray.vision.feeds.folders import read_image
+from gemel_ray.vision.feeds.frames import FeedFrame, Image
+
+BACKGROUND = "background"
+
+
+class Tiles:
+    """Tiles in order of frame and cell, labelled 'background' or the camera's target."""
+
+    def __init__(self, name: str, spec: TilesFeed) -> None:
+        self.name, self.fps = name, spec.fps
+        self._folder = Path(spec.path)
+        if not (self._folder / "tiles.jsonl").is_file():
+            raise FeedError(
+                f"feed {name!r}: {self._folder} holds no tiles.jsonl; give a camera folder with frames/, meta.json and "
+                "tiles.jsonl"
+            )
+        self._target = self._read_target()
+        self._tiles = sorted(self._read_tiles(), key=lambda tile: (tile["frame"], tile["cell"]))
+        self.vocabulary: frozenset[str] | None = frozenset({BACKGROUND, self._target})
+
+    def _read_target(self) -> str:
+        path = self._folder / "meta.json"
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["target"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FeedError(f"feed {self.name!r}: {path} does not say the camera's 'target' ({error!r})") from error
+
+    def _read_tiles(self) -> Iterator[dict[str, Any]]:
+        path = self._folder / "tiles.jsonl"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                tile = json.loads(line)
+                left, top, width, height = tile["xywh"]
+                yield {
+                    "frame": int(tile["frame"]),
+                    "cell": tuple(tile["cell"]),
+                    "place": (slice(top, top + height), slice(left, left + width)),
+                    "label": self._target if tile["y"] else BACKGROUND,
+                    "split": str(tile["split"]),
+                }
+            except (ValueError, KeyError, TypeError) as error:
+                raise FeedError(f"feed {self.name!r}: {path}, line {number}: {error!r}; each line is one tile") from error
+
+    def frames(self) -> Iterator[FeedFrame]:
+        """Every tile."""
+        shown: tuple[int, Image] | None = None
+        for index, tile in enumerate(self._tiles):
+            if shown is None or shown[0] != tile["frame"]:
+                path = self._folder / "frames" / f"{tile['frame']:06d}.jpg"
+                shown = (tile["frame"], read_image(path, self.name))
+            image = shown[1][tile["place"]]
+            yield FeedFrame(index, index / self.fps, image, label=tile["label"], split=tile["split"])
