@@ -32,8 +32,8 @@ def split_frames(strata: Sequence[str | None], fixed: Sequence[str | None] | Non
 def _by_block(place: int, frames: int) -> Split | None:
     block, offset = divmod(place * _BLOCKS, frames)
     split = _CYCLE[block % len(_CYCLE)]
-    within_fraction = offset / frames
-    if split == "gate" and not _GAP_FRACTION <= within_fraction <= 1 - _GAP_FRACTION:
+    gap = _GAP_FRACTION * frames
+    if split == "gate" and (offset < gap or offset + _BLOCKS > frames - gap):
         return None
     return split
 

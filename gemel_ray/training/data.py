@@ -58,7 +58,8 @@ def read_query_data(query: Query, feed_spec: FeedSpec, *, needs_labels: bool = F
     classes = query.model.classes
     if feed.vocabulary is not None and (unknown := unknown_classes(classes[1:], feed.vocabulary)):
         raise FeedError(
-            f"query {query.name!r}: feed {query.feed!r} knows no class {unknown[0]!r}; it labels {sorted(feed.vocabulary)}"
+            f"query {query.name!r}: feed {query.feed!r} knows no class {unknown[0]!r}; "
+            f"it labels {sorted(feed.vocabulary)}"
         )
     frames = list(feed.frames())
     labels = [class_of(frame, classes) for frame in frames]

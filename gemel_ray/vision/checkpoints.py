@@ -26,10 +26,8 @@ def load_weights(model: nn.Module, spec: ModelSpec) -> None:
     """Load the weights a model spec names. Raises ModelError that names the file, the tensor, and both shapes."""
     if spec.weights is None:
         raise ModelError(f"{spec.builder}: has no 'weights'; name a file, or train one with `gemel originals`")
-    if spec.weights.startswith("torchvision:"):
-        state = _torchvision_state(spec)
-    else:
-        state = read_state(Path(spec.weights))
+    published = spec.weights.startswith("torchvision:")
+    state = _torchvision_state(spec) if published else read_state(Path(spec.weights))
     fit_state(model, state, source=spec.weights)
 
 

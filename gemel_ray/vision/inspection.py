@@ -51,7 +51,7 @@ def _parameters_on_meta() -> Iterator[None]:
     def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
         return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(to_meta)
+    hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type] # its stub forgets the result
     try:
         yield
     finally:

@@ -34,7 +34,9 @@ class Files:
         try:
             system, root = fs.FileSystem.from_uri(text)
         except (ValueError, OSError) as error:
-            raise StoreError(f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://...") from error
+            raise StoreError(
+                f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://..."
+            ) from error
         return cls(system, root)
 
     def locate(self, name: str) -> str:
@@ -56,13 +58,16 @@ class Files:
     def read(self, name: str) -> bytes | None:
         """A file's bytes, None where there is none."""
         try:
-            with self._told(name, "read"), self._system.open_input_stream(self.locate(name), compression=None) as stream:
+            with (
+                self._told(name, "read"),
+                self._system.open_input_stream(self.locate(name), compression=None) as stream,
+            ):
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a whole file in place, replacing one of the same name. StoreError (disk full, no permission) leaves nothing."""
+        """Put a whole file in place of any of that name. StoreError (disk full, no permission) leaves nothing."""
         with self._told(name, "written"):
             if self._local:
                 with self._complete(name, data) as complete:

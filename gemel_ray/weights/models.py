@@ -58,7 +58,9 @@ def store_models(
     return weights, blobs
 
 
-def _layer(states: Mapping[str, Tensors], ref: LayerRef, names: Mapping[LayerRef, tuple[str, ...]]) -> dict[str, torch.Tensor]:
+def _layer(
+    states: Mapping[str, Tensors], ref: LayerRef, names: Mapping[LayerRef, tuple[str, ...]]
+) -> dict[str, torch.Tensor]:
     return {name: states[ref.query][f"{ref.layer}.{name}"] for name in names[ref]}
 
 
@@ -67,7 +69,9 @@ def _check_equal(
 ) -> None:
     one, other = _layer(states, first, names), _layer(states, member, names)
     if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
-        raise StoreError(f"{first} and {member} are said to share weights but hold different ones; nothing was published")
+        raise StoreError(
+            f"{first} and {member} are said to share weights but hold different ones; nothing was published"
+        )
 
 
 def load_state(read_tensors: ReadTensors, weights: Mapping[str, str]) -> dict[str, torch.Tensor]:

@@ -1,9 +1,9 @@
 """A store: content-addressed blobs, immutable releases, and HEAD, the release to serve.
 
-    blobs/sha256/ab/abcd....safetensors    written once, verified on read
-    releases/000007.json                   one manifest each
-    HEAD                                   replaced atomically, last of all
-    searches/NAME.json                     what a search needs to be taken up again
+blobs/sha256/ab/abcd....safetensors    written once, verified on read
+releases/000007.json                   one manifest each
+HEAD                                   replaced atomically, last of all
+searches/NAME.json                     what a search needs to be taken up again
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ class Store:
             return None
         text = data.decode(errors="replace").strip()
         if not text.isdigit():
-            raise StoreError(f"{self.locate('HEAD')} says {text[:40]!r}, not a release number; write one of {self.releases()}")
+            raise StoreError(
+                f"{self.locate('HEAD')} says {text[:40]!r}, not a release number; write one of {self.releases()}"
+            )
         return int(text)
 
     def manifest(self, release: int | None = None) -> Manifest:
@@ -162,7 +164,9 @@ class Store:
                 problems.append(Problem(_manifest_name(number), str(error)))
                 continue
             problems += [
-                Problem(_blob_name(sha), f"missing, needed by release {number}") for sha in blobs if not self.has_blob(sha)
+                Problem(_blob_name(sha), f"missing, needed by release {number}")
+                for sha in blobs
+                if not self.has_blob(sha)
             ]
         head = self.head()
         if head is not None and head not in self.releases():

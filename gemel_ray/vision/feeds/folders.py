@@ -60,7 +60,9 @@ class CocoImages:
             names = {category["id"]: str(category["name"]) for category in document["categories"]}
             self._boxes = _boxes_by_image(document["annotations"], names)
         except (KeyError, TypeError, ValueError) as error:
-            raise FeedError(f"feed {name!r}: {spec.annotations} is not in COCO's form: {error!r} is missing or wrong") from error
+            raise FeedError(
+                f"feed {name!r}: {spec.annotations} is not in COCO's form: {error!r} is missing or wrong"
+            ) from error
         self.vocabulary: frozenset[str] | None = frozenset(names.values())
 
     def _read(self, path: Path) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def _bike(draw: PIL.ImageDraw.ImageDraw, place: Place, colour: Colour) -> None:
     draw.ellipse(_part(place, 0.42, 0.0, 0.62, 0.18), fill=(190, 150, 120))
 
 
-def draw_clutter(draw: PIL.ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int) -> None:
+def draw_clutter(
+    draw: PIL.ImageDraw.ImageDraw, rng: np.random.Generator, width: int, height: int, horizon: int
+) -> None:
     """A window, sign, bin or patch of road: shapes and colours of road users that never move."""
     colour = tuple(int(c) for c in rng.integers(40, 210, size=3))
     wide, tall = rng.uniform(0.05, 0.25) * width, rng.uniform(0.06, 0.2) * height

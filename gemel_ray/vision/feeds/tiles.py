@@ -51,7 +51,9 @@ class Tiles:
                     "split": str(tile["split"]),
                 }
             except (ValueError, KeyError, TypeError) as error:
-                raise FeedError(f"feed {self.name!r}: {path}, line {number}: {error!r}; each line is one tile") from error
+                raise FeedError(
+                    f"feed {self.name!r}: {path}, line {number}: {error!r}; each line is one tile"
+                ) from error
 
     def frames(self) -> Iterator[FeedFrame]:
         """Every tile."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import av.error
+import numpy as np
 
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import VideoFeed
@@ -51,7 +52,7 @@ class Video:
                     time_s = position / self._source_fps if frame.time is None else float(frame.time)
                     if time_s + _LEEWAY / self._source_fps < due_s:
                         continue
-                    yield FeedFrame(index, time_s, frame.to_ndarray(format="rgb24"))
+                    yield FeedFrame(index, time_s, np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8))
                     index += 1
                     due_s = max(due_s + period_s, time_s)
                     if self._limit is not None and index >= self._limit:

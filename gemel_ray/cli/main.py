@@ -1,0 +1,135 @@
+"""The `gemel` command: parse, call one library function, print the result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemel_ray.cli import render
+from gemel_ray.spec.errors import GemelError, InputError
+
+app = typer.Typer(
+    name="gemel",
+    help="Merge vision models until they fit the edge box.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+WorkloadFile = Annotated[Path, typer.Argument(help="A workload file (YAML).", metavar="WORKLOAD")]
+StoreUri = Annotated[
+    str, typer.Argument(help="A store: a folder, or a URI such as s3://bucket/store.", metavar="STORE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+AllowFactories = Annotated[bool, typer.Option(help="Let the workload run its own model factories (code).")]
+
+
+def main() -> None:
+    """Run the command. Exit code 1: it failed; 2: the input is wrong."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except InputError as error:
+        _fail(error, 2)
+    except GemelError as error:
+        _fail(error, 1)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(error: GemelError, code: int) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _show(document: Any, as_json: bool, table: Callable[[Any], None]) -> None:  # noqa: ANN401 - any JSON
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        table(document)
+
+
+@app.command()
+def analyze(
+    workload: WorkloadFile,
+    rule: Annotated[str, typer.Option(help="What makes layers interchangeable: exact or shape.")] = "exact",
+    top: Annotated[int, typer.Option(min=1, help="How many layer groups to print.")] = 15,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Show each model's memory, where it sits, and what sharing could save at most. Allocates no weights.
+
+    Example: gemel analyze serve_configs/workloads/streets.yaml
+    """
+    from gemel_ray.spec.workload import load_workload
+    from gemel_ray.vision.inspection import analyze as analyze_workload
+
+    if rule not in ("exact", "shape"):
+        raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
+    found = analyze_workload(load_workload(workload), rule=rule, allow_factories=allow_factories)  # type: ignore[arg-type]
+    _show(render.analysis_document(found), as_json, lambda document: render.analysis_tables(document, top))
+
+
+@app.command()
+def originals(
+    workload: WorkloadFile,
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("originals"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 150,
+    seed: int = 0,
+    family: Annotated[bool, typer.Option(help="Fine-tune models of one architecture from a common ancestor.")] = True,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Train the workload's originals from its feeds' labels and save them as safetensors. Cached by content.
+
+    Example: gemel originals serve_configs/workloads/streets.yaml --out originals
+    """
+    from gemel_ray.spec.workload import load_workload
+    from gemel_ray.training.fleet import train_fleet
+
+    found = train_fleet(
+        load_workload(workload), out, steps=steps, seed=seed, family=family, allow_factories=allow_factories,
+        report=lambda line: print(line, file=sys.stderr),
+    )  # fmt: skip
+    _show([original.document() for original in found], as_json, render.originals_table)
+
+
+@app.command()
+def releases(store: StoreUri, as_json: AsJson = False) -> None:
+    """List a store's releases."""
+    from gemel_ray.weights.store import open_store
+
+    opened = open_store(store)
+    rows = [render.release_row(opened.manifest(number), head=opened.head()) for number in opened.releases()]
+    _show(rows, as_json, render.releases_table)
+
+
+@app.command()
+def show(
+    store: StoreUri,
+    release: Annotated[int | None, typer.Option(help="A release's number; HEAD's without it.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one release: accuracies, bytes before and after, how it was made."""
+    from gemel_ray.weights.store import open_store
+
+    _show(open_store(store).manifest(release).model_dump(mode="json"), as_json, render.manifest_tables)
+
+
+@app.command()
+def verify(store: StoreUri, as_json: AsJson = False) -> None:
+    """Check every blob and manifest of a store. Exit code 1 when something is wrong."""
+    from gemel_ray.weights.store import open_store
+
+    problems = [{"path": problem.path, "what": problem.what} for problem in open_store(store).verify()]
+    _show(problems, as_json, render.problems_table)
+    if problems:
+        raise typer.Exit(1)

@@ -1,0 +1,144 @@
+"""Tables for people, from the same plain documents that --json prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gemel_ray.policy.grouping import Analysis, heavy_hitters
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.units import format_bytes
+
+Document = Mapping[str, Any]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        numeric = column.endswith(
+            ("size", "layers", "saved", "share", "agreement", "target", "bound", "frames", "accuracy")
+        )
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    return table
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def analysis_document(analysis: Analysis) -> dict[str, Any]:
+    """What `gemel analyze --json` prints; all sizes in bytes."""
+    return {
+        "rule": analysis.rule,
+        "total_bytes": analysis.total_bytes,
+        "layer_bytes": analysis.layer_bytes,
+        "shareable_bytes": analysis.shareable_bytes,
+        "models": [
+            {
+                "query": inventory.query,
+                "builder": inventory.builder,
+                "total_bytes": inventory.total_bytes,
+                "layer_bytes": inventory.layer_bytes,
+                "layers": len(inventory.layers),
+                "heavy_hitters": [layer.path for layer in heavy_hitters(inventory)],
+            }
+            for inventory in analysis.inventories
+        ],
+        "groups": [
+            {
+                "signature": group.signature,
+                "layer_bytes": group.layer_bytes,
+                "saved_bytes": group.saved_bytes,
+                "members": [str(member) for member in group.members],
+            }
+            for group in analysis.groups
+        ],
+    }
+
+
+def analysis_tables(document: Document, top: int) -> None:
+    """Models, then groups in memory-forward order, then the bound."""
+    console = Console()
+    models = _table("Models", "query", "architecture", "size", "layers", "half of it sits in")
+    for model in document["models"]:
+        hitters = model["heavy_hitters"]
+        where = ", ".join(hitters[:3]) + (f" and {len(hitters) - 3} more" if len(hitters) > 3 else "")
+        size, layers = format_bytes(model["total_bytes"]), str(model["layers"])
+        models.add_row(model["query"], model["builder"], size, layers, where)
+    console.print(models)
+    groups = _table(f"Layer groups, memory-forward (rule {document['rule']})", "signature", "members", "saved", "share")
+    for group in document["groups"][:top]:
+        share = _percent(group["saved_bytes"] / document["layer_bytes"])
+        groups.add_row(group["signature"], str(len(group["members"])), format_bytes(group["saved_bytes"]), share)
+    console.print(groups)
+    if (more := len(document["groups"]) - top) > 0:
+        console.print(f"... and {more} lighter groups (--top {len(document['groups'])} shows all)")
+    share = document["shareable_bytes"] / document["layer_bytes"]
+    console.print(
+        f"All weights: {format_bytes(document['layer_bytes'])}. Sharing across models could save at most "
+        f"[bold]{format_bytes(document['shareable_bytes'])}[/bold] ({_percent(share)})."
+    )
+
+
+def originals_table(rows: Sequence[Document]) -> None:
+    """One line for each original."""
+    table = _table("Originals", "query", "architecture", "accuracy", "gate frames", "weights")
+    for row in rows:
+        accuracy = _percent(row["gate_accuracy"])
+        table.add_row(row["query"], row["builder"], accuracy, str(row["gate_frames"]), row["weights"])
+    Console().print(table)
+
+
+def release_row(manifest: Manifest, *, head: int | None) -> dict[str, Any]:
+    """One release in a few numbers."""
+    worst = min((q.accuracy.agreement for q in manifest.queries.values() if q.accuracy), default=None)
+    return {
+        "release": manifest.release,
+        "is_head": manifest.release == head,
+        "parent": manifest.parent,
+        "created_at": manifest.provenance.created_at,
+        "queries": len(manifest.queries),
+        "bytes_before": manifest.bytes_before,
+        "bytes_after": manifest.bytes_after,
+        "worst_agreement": worst,
+        "note": manifest.provenance.note,
+    }
+
+
+def releases_table(rows: Sequence[Document]) -> None:
+    """One line for each release."""
+    table = _table("Releases", "release", "made", "size", "saved", "worst agreement", "note")
+    for row in rows:
+        saved = _percent(1 - row["bytes_after"] / row["bytes_before"])
+        name = f"{row['release']}{' (HEAD)' if row['is_head'] else ''}"
+        agreement = _percent(row["worst_agreement"])
+        table.add_row(name, row["created_at"], format_bytes(row["bytes_after"]), saved, agreement, row["note"])
+    Console().print(table)
+
+
+def manifest_tables(document: Document) -> None:
+    """A release's accuracies and bytes."""
+    console = Console()
+    table = _table(
+        f"Release {document['release']} of {document['workload_name']}", "query", "agreement", "lower bound", "target"
+    )
+    for name, released in document["queries"].items():
+        accuracy = released["accuracy"] or {}
+        table.add_row(name, *(_percent(accuracy.get(key)) for key in ("agreement", "lower_bound", "target")))
+    console.print(table)
+    before, after = document["bytes_before"], document["bytes_after"]
+    console.print(f"{format_bytes(before)} before, {format_bytes(after)} after: {_percent(1 - after / before)} saved")
+
+
+def problems_table(problems: Sequence[Document]) -> None:
+    """What `verify` found."""
+    if not problems:
+        Console().print("The store is whole.")
+        return
+    table = _table(f"{len(problems)} problems", "file", "what is wrong")
+    for problem in problems:
+        table.add_row(problem["path"], problem["what"])
+    Console().print(table)
