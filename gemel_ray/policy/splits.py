@@ -32,7 +32,7 @@ def split_frames(strata: Sequence[str | None], fixed: Sequence[str | None] | Non
 def _by_block(place: int, frames: int) -> Split | None:
     block, offset = divmod(place * _BLOCKS, frames)
     split = _CYCLE[block % len(_CYCLE)]
-    gap = _GAP_FRACTION * frames
+    gap = max(_GAP_FRACTION * frames, _BLOCKS)  # at least one frame, however short the feed
     if split == "gate" and (offset < gap or offset + _BLOCKS > frames - gap):
         return None
     return split
