@@ -103,6 +103,42 @@ def originals(
 
 
 @app.command()
+def search(
+    workload: WorkloadFile,
+    store: Annotated[str, typer.Option(help="Where releases go: a folder or a URI. Made if absent.")],
+    parallel: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 2,
+    cpus: Annotated[float, typer.Option(help="CPUs of each trial.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs (or a fraction) of each trial.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Trials at most.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Retraining steps of each trial at most.")] = 150,
+    rule: Annotated[str, typer.Option(help="What makes layers interchangeable: exact or shape.")] = "exact",
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option(help="Take up an interrupted search of this workload.")] = False,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Search merge configurations in parallel on Ray Tune; every improvement is published at once.
+
+    Example: gemel search workload.yaml --store ./store
+    """
+    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.merging.searching import search as run_search
+    from gemel_ray.merging.session import ray_session
+    from gemel_ray.policy.search import SearchBudget
+    from gemel_ray.spec.workload import load_workload
+
+    if rule not in ("exact", "shape"):
+        raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
+    options = SearchOptions(
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, rule=rule,  # type: ignore[arg-type]
+        budget=SearchBudget(max_trials=trials, max_steps=steps), allow_factories=allow_factories, resume=resume,
+    )  # fmt: skip
+    with ray_session():
+        manifest = run_search(load_workload(workload), store, options, lambda line: print(line, file=sys.stderr))
+    _show(manifest.model_dump(mode="json"), as_json, render.manifest_tables)
+
+
+@app.command()
 def releases(store: StoreUri, as_json: AsJson = False) -> None:
     """List a store's releases."""
     from gemel_ray.weights.store import open_store

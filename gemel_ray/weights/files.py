@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,14 @@ from pathlib import Path
 from pyarrow import fs
 
 from gemel_ray.spec.errors import StoreError
+
+_LOCK = ".lock"
+
+
+def absolute_uri(uri: str | Path) -> str:
+    """The same place for processes that work in other folders."""
+    text = str(uri)
+    return text if "://" in text else str(Path(text).expanduser().absolute())
 
 
 class Files:
@@ -30,7 +39,7 @@ class Files:
         """Open a folder path or any URI that pyarrow.fs understands; StoreError for one it does not."""
         text = str(uri)
         if "://" not in text:
-            return cls(fs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+            return cls(fs.LocalFileSystem(), absolute_uri(text))
         try:
             system, root = fs.FileSystem.from_uri(text)
         except (ValueError, OSError) as error:
@@ -57,14 +66,12 @@ class Files:
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes, None where there is none."""
-        try:
-            with (
-                self._told(name, "read"),
-                self._system.open_input_stream(self.locate(name), compression=None) as stream,
-            ):
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
+        with self._told(name, "read"):
+            try:
+                with self._system.open_input_stream(self.locate(name), compression=None) as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
 
     def write(self, name: str, data: bytes) -> None:
         """Put a whole file in place of any of that name. StoreError (disk full, no permission) leaves nothing."""
@@ -74,8 +81,7 @@ class Files:
                     os.replace(complete, self.locate(name))
                 _sync_folder(Path(self.locate(name)).parent)
             else:
-                with self._system.open_output_stream(self.locate(name), compression=None) as stream:
-                    stream.write(data)
+                self._put(name, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Put a whole new file in place; False, and nothing changed, where one of that name is there already.
@@ -97,6 +103,33 @@ class Files:
         return True
 
     @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Keep other writers that ask for the same out meanwhile; local disks only, a dead process lets go."""
+        if not self._local:
+            yield
+            return
+        with self._told(_LOCK, "locked"):
+            Path(self._root).mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.locate(_LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            with self._told(_LOCK, "locked"):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self.locate(name)
+        try:
+            stream = self._system.open_output_stream(path, compression=None)
+        except FileNotFoundError:
+            # Object stores have no folders; other remote file systems want theirs made first.
+            self._system.create_dir(path.rpartition("/")[0], recursive=True)
+            stream = self._system.open_output_stream(path, compression=None)
+        with stream:
+            stream.write(data)
+
+    @contextlib.contextmanager
     def _complete(self, name: str, data: bytes) -> Iterator[str]:
         """A synced temporary file beside the final name, gone afterwards unless it was moved."""
         folder = Path(self.locate(name)).parent
@@ -116,8 +149,6 @@ class Files:
     def _told(self, name: str, done: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
             raise StoreError(
                 f"{self.locate(name)} cannot be {done}: {error.strerror or error}; free space or correct permissions "

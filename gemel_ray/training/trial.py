@@ -1,0 +1,87 @@
+"""One trial: try one candidate and say what became of it. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from gemel_ray.spec.release import Accuracy, BlobInfo
+from gemel_ray.spec.trials import Candidate, Outcome
+from gemel_ray.training.data import QueryData, run_model
+from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
+from gemel_ray.vision.binding import layer_tensors
+from gemel_ray.vision.metrics import Score, compare_labels
+from gemel_ray.vision.models import build_model, task_of
+from gemel_ray.weights.models import BlobReader, load_state, store_models
+from gemel_ray.weights.store import Store
+
+
+class Trial:
+    """Starts from the candidate's release, retrains, and stores the weights of a candidate that passes."""
+
+    def __init__(
+        self, candidate: Candidate, data: Mapping[str, QueryData], store: Store, *, allow_factories: bool = False
+    ) -> None:
+        self.candidate, self.data, self.store = candidate, data, store
+        self._began_s = time.monotonic()
+        models = {query: self._model(query, allow_factories) for query in candidate.configuration.queries}
+        options = RetrainOptions(max_steps=candidate.max_steps, seed=candidate.seed, start=candidate.start)
+        self.retraining = JointRetraining(models, data, candidate.configuration, options)
+
+    def _model(self, query: str, allow_factories: bool) -> nn.Module:
+        manifest = self.store.manifest(self.candidate.start_release)
+        model = build_model(self.data[query].query.model, allow_factories=allow_factories)
+        model.load_state_dict(load_state(BlobReader(self.store), manifest.queries[query].weights))
+        return model
+
+    def run(self) -> Iterator[Validation]:
+        """Every validation, the last one with its verdict; then `outcome` may be asked."""
+        return self.retraining.run()
+
+    def outcome(self, last: Validation) -> Outcome:
+        """What became of the candidate. The gate is looked at only where validation reached every target."""
+        if last.verdict != "reached":
+            return self._outcome(last, passed=False, reason=f"{last.verdict} on validation")
+        gate = self.retraining.score("gate")
+        accuracies = {query: self._accuracy(query, score, last.scores[query]) for query, score in gate.items()}
+        if not all(accuracy.meets_target for accuracy in accuracies.values()):
+            return self._outcome(last, passed=False, reason="missed on the gate", accuracies=accuracies)
+        weights, blobs = self._store()
+        return self._outcome(last, passed=True, reason="passed", accuracies=accuracies, weights=weights, blobs=blobs)
+
+    def _outcome(self, last: Validation, *, passed: bool, reason: str, **found: object) -> Outcome:
+        seconds = time.monotonic() - self._began_s
+        fixed = {"candidate": self.candidate.number, "passed": passed, "reason": reason}
+        return Outcome.model_validate(fixed | {"steps": last.step, "seconds": seconds} | found)
+
+    def _accuracy(self, query: str, score: Score, validation: Score) -> Accuracy:
+        part = self.data[query]
+        original, merged = self._labelled(query)
+        return Accuracy(
+            target=part.query.accuracy_target,
+            measure=score.measure,
+            agreement=score.estimate,
+            lower_bound=score.lower_bound,
+            gate_frames=score.frames,
+            validation_agreement=validation.estimate,
+            original_accuracy=original,
+            merged_accuracy=merged,
+        )
+
+    def _labelled(self, query: str) -> tuple[float | None, float | None]:
+        """Balanced accuracy of original and merged model against the feed's labels, where there are any."""
+        part, gate = self.data[query], self.data[query].splits["gate"]
+        if task_of(part.query.model) != "classification" or (gate.labels < 0).any():
+            return None, None
+        labels = [part.query.model.classes[index] for index in gate.labels]
+        _, answers = run_model(self.retraining.models[query], part.task, gate.images)
+        original = compare_labels(labels, [answer.label for answer in gate.answers if hasattr(answer, "label")])
+        merged = compare_labels(labels, [answer.label for answer in answers if hasattr(answer, "label")])
+        return original.estimate, merged.estimate
+
+    def _store(self) -> tuple[dict[str, dict[str, str]], dict[str, BlobInfo]]:
+        models, configuration = self.retraining.models, self.candidate.configuration
+        states = {query: model.state_dict() for query, model in models.items()}
+        return store_models(self.store, states, configuration, layer_tensors(models, configuration))
