@@ -1,0 +1,108 @@
+"""A search in progress: outcomes in any order, driver deaths, published winners."""
+
+import itertools
+
+import pytest
+import torch
+
+from gemel_ray.merging.progress import Progress
+from gemel_ray.policy.grouping import group_layers
+from gemel_ray.policy.search import SearchBudget, begin
+from gemel_ray.spec.release import Accuracy
+from gemel_ray.spec.trials import Outcome
+from gemel_ray.spec.workload import parse_workload
+from gemel_ray.training.releases import publish_originals
+from gemel_ray.vision.binding import bind, layer_tensors
+from gemel_ray.vision.inspection import analyze
+from gemel_ray.vision.models import build_model
+from gemel_ray.weights.models import store_models
+from gemel_ray.weights.store import open_store
+
+
+def workload():
+    model = {"architecture": "squeezenet1_1", "classes": ["background", "car"]}
+    queries = [{"name": name, "feed": "f", "model": model} for name in ("a", "b")]
+    data = {"name": "w", "feeds": {"f": {"kind": "streets"}}, "queries": queries}
+    return parse_workload(data, source="w", base=".")
+
+
+@pytest.fixture
+def started(tmp_path):
+    torch.manual_seed(0)
+    found = workload()
+    store = open_store(tmp_path / "store", create=True)
+    models = {query.name: build_model(query.model) for query in found.queries}
+    originals = publish_originals(store, found, models, seed=0)
+    groups = group_layers(analyze(found).inventories)
+    state = begin(groups, release=originals.release, budget=SearchBudget(max_trials=12, max_steps=5))
+    return store, models, Progress(store, "search", state)
+
+
+def outcome_for(store, models, candidate, *, passed):
+    if not passed:
+        return Outcome(candidate=candidate.number, passed=False, reason="missed on validation")
+    bind(models, candidate.configuration)
+    states = {query: model.state_dict() for query, model in models.items()}
+    weights, blobs = store_models(
+        store, states, candidate.configuration, layer_tensors(models, candidate.configuration)
+    )
+    good = Accuracy(target=0.9, measure="m", agreement=1, lower_bound=0.9, gate_frames=9, validation_agreement=1)
+    return Outcome(
+        candidate=candidate.number, passed=True, reason="passed", weights=weights, blobs=blobs,
+        accuracies={query: good for query in weights},
+    )  # fmt: skip
+
+
+def test_the_winner_is_published_whatever_order_outcomes_come_in(started):
+    store, models, progress = started
+    candidates = list(iter(progress.next_candidate, None))
+    assert len(candidates) == 2
+    for candidate in reversed(candidates):
+        progress.take(outcome_for(store, models, candidate, passed=candidate is candidates[-1]))
+    manifest = store.manifest()
+    assert manifest.release == 2
+    assert manifest.merge_configuration == candidates[-1].configuration
+    assert manifest.bytes_before - manifest.bytes_after == manifest.merge_configuration.saved_bytes
+    assert store.verify() == []
+
+
+def test_a_search_taken_up_again_repeats_only_what_had_no_outcome(started):
+    store, models, progress = started
+    first, second = iter(progress.next_candidate, None)
+    progress.take(outcome_for(store, models, first, passed=True))
+    again = Progress.resume(store, "search")
+    assert [c.number for c in iter(again.next_candidate, None)] == [second.number]
+    again.take(outcome_for(store, models, second, passed=False))
+    assert store.manifest().merge_configuration == first.configuration
+
+
+def test_a_driver_that_dies_right_after_publishing_publishes_only_once(started):
+    store, models, progress = started
+    first, second = iter(progress.next_candidate, None)
+    progress.take(outcome_for(store, models, first, passed=True))
+    saved = store.read_state("search")
+    progress.take(outcome_for(store, models, second, passed=False))
+    assert store.releases() == [1, 2]
+    store.write_state("search", saved)  # as if the death came before the new state was written down
+    again = Progress.resume(store, "search")
+    again.take(outcome_for(store, models, second, passed=False))
+    assert store.releases() == [1, 2]
+    assert again.state == progress.state
+
+
+def test_a_search_ends_when_nothing_passes_and_head_stays_at_the_originals(started):
+    store, models, progress = started
+    for _ in itertools.takewhile(lambda _: not progress.is_finished, itertools.count()):
+        candidate = progress.next_candidate()
+        progress.take(outcome_for(store, models, candidate, passed=False))
+    assert store.head() == 1
+    assert Progress.resume(store, "search").is_finished
+
+
+def test_an_outcome_reported_twice_counts_once(started):
+    store, models, progress = started
+    first, _ = iter(progress.next_candidate, None)
+    outcome = outcome_for(store, models, first, passed=False)
+    progress.take(outcome)
+    progress.take(outcome)
+    assert store.releases() == [1]
