@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,7 +134,8 @@ def search(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, rule=rule,  # type: ignore[arg-type]
         budget=SearchBudget(max_trials=trials, max_steps=steps), allow_factories=allow_factories, resume=resume,
     )  # fmt: skip
-    with ray_session():
+    # Tune prints a header of its own; stdout is for the result alone.
+    with redirect_stdout(sys.stderr), ray_session():
         manifest = run_search(load_workload(workload), store, options, lambda line: print(line, file=sys.stderr))
     _show(manifest.model_dump(mode="json"), as_json, render.manifest_tables)
 

@@ -50,7 +50,7 @@ class Progress:
         if all(candidate.number != outcome.candidate for candidate in self.state.round):
             return  # reported twice, after a retry
         self._outcomes[outcome.candidate] = outcome
-        self._save()
+        self.save()
         self._close_round()
 
     def _close_round(self) -> None:
@@ -62,7 +62,7 @@ class Progress:
             self.state = advance(self.state, self._outcomes, release=release)
             self._outcomes = {}
             self._waiting = list(self.state.round)
-            self._save()
+            self.save()
 
     def _publish(self, won: Candidate) -> int:
         """Publish a winner; once only, even if the driver died between publishing and writing that down."""
@@ -76,6 +76,7 @@ class Progress:
         _log.info("release %d: %s, %.1f %% of all bytes saved", manifest.release, won.label, 100 * saved)
         return manifest.release
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write down where the search is."""
         outcomes = [outcome.model_dump(mode="json") for outcome in self._outcomes.values()]
         self.store.write_state(self.name, {"state": self.state.model_dump(mode="json"), "outcomes": outcomes})

@@ -77,7 +77,9 @@ def _prepare(workload: Workload, store: Store, options: SearchOptions) -> tuple[
     groups = analyze(workload, rule=options.rule, allow_factories=options.allow_factories).groups
     originals = publish_originals(store, workload, models, seed=options.seed)
     state = begin(groups, release=originals.release, budget=options.budget, seed=options.seed)
-    return data, Progress(store, name, state)
+    progress = Progress(store, name, state)
+    progress.save()
+    return data, progress
 
 
 def _run_trials(

@@ -1,0 +1,83 @@
+"""The merge search on a real Ray: real trial processes, a real store, a driver killed with SIGKILL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+WORKLOAD = """
+name: tiny
+defaults: {accuracy_target: 0.7, fps: 10}
+feeds:
+  a: {kind: streets, seed: 0, frames: 300}
+  b: {kind: streets, seed: 1, frames: 300}
+queries:
+  - name: a_cars
+    feed: a
+    model: &model
+      architecture: squeezenet1_1
+      classes: [background, vehicle]
+      input_size: 32
+      weights: originals/a_cars.safetensors
+  - {name: b_cars, feed: b, model: {<<: *model, weights: originals/b_cars.safetensors}}
+"""
+
+
+def gemel(folder, *arguments):
+    command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    )  # fmt: skip
+
+
+def finished(process):
+    out, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    return out
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "workload.yaml").write_text(WORKLOAD)
+    rows = json.loads(finished(gemel(folder, "originals", "workload.yaml", "--steps", "40", "--json")))
+    assert [row["cached"] for row in rows] == [False, False]
+    return folder
+
+
+def test_originals_are_trained_once(folder):
+    rows = json.loads(finished(gemel(folder, "originals", "workload.yaml", "--steps", "40", "--json")))
+    assert [row["cached"] for row in rows] == [True, True]
+
+
+def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder):
+    search = ("search", "workload.yaml", "--store", "store", "--steps", "20", "--trials", "6", "--json")
+    killed = gemel(folder, *search)
+    searches = folder / "store" / "searches"
+    until_s = time.monotonic() + 120
+    while not (searches.is_dir() and any(searches.glob("*.json"))):
+        assert killed.poll() is None, killed.communicate()[1]
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    before = json.loads(finished(gemel(folder, "releases", "store", "--json")))
+    manifest = json.loads(finished(gemel(folder, *search, "--resume")))
+    assert manifest["bytes_after"] <= min(row["bytes_after"] for row in before)
+    assert manifest["bytes_after"] < manifest["bytes_before"]
+    assert all(query["accuracy"]["agreement"] >= 0.7 for query in manifest["queries"].values())
+    assert json.loads(finished(gemel(folder, "verify", "store", "--json"))) == []
+
+
+def test_nothing_to_resume_is_said(folder):
+    process = gemel(folder, "search", "workload.yaml", "--store", "other", "--resume")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "no search of 'tiny' to resume" in errors
