@@ -1,0 +1,174 @@
+"""The scheduler's own account of the device: what is resident, what is under way, what has to go."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+from gemel_ray.edge.ledger import Ledger
+from gemel_ray.policy.eviction import EVICTIONS, turns_ahead, turns_of
+from gemel_ray.policy.residency import Swap, plan_ahead
+from gemel_ray.spec.actions import Action, Done, Evict, Infer, Load
+from gemel_ray.spec.errors import ServingError, nearest
+from gemel_ray.spec.plan import EdgePlan, PlannedQuery
+
+
+class Residents:
+    """Knows every byte on the device, since every byte moves by an action planned here.
+
+    Never plans to evict what is still on its way: a device cannot.
+    """
+
+    def __init__(self, plan: EdgePlan, eviction: str) -> None:
+        if eviction not in EVICTIONS:
+            raise ServingError(f"no eviction policy {eviction!r}; {nearest(eviction, EVICTIONS)}")
+        self._ledger = Ledger(plan.budget_bytes)
+        self._plan = plan
+        self._eviction = EVICTIONS[eviction]
+        self._turns = turns_of([query.weights for query in plan.queries])
+        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        self._held: set[str] = set()
+        # Loads under way, in the order of the device's lane, and when the first of them began.
+        self._lane: dict[str, Load] = {}
+        self._lane_began_ms = 0.0
+        # Counts whatever changes what could be brought in; planning anew for every arrival would be in vain.
+        self._moves = 0
+        self._tried: tuple[str, int] | None = None
+        self._turns_taken = 0
+        self._last_used: dict[str, int] = {}
+
+    def have(self, query: PlannedQuery) -> bool:
+        """Whether all the query's weights have fully arrived."""
+        return all(weight in self._held and weight not in self._lane for weight in query.weights)
+
+    def wait_ms(self, query: PlannedQuery, now_ms: float) -> float:
+        """Predicted time until all the query's weights are there, if what is missing is loaded next."""
+        if self.have(query):
+            return 0.0
+        return self._lane_ms(now_ms) + sum(self._plan.load_ms[weight] for weight in self._missing(query))
+
+    def bring(self, query: PlannedQuery, now_ms: float, *, workspace_bytes: int) -> list[Action]:
+        """Evictions and loads that bring in all of a query's weights that fit beside its workspace."""
+        if self._is_in_vain(query):
+            return []
+        return self._moved(self._swap(query, query.weights, workspace_bytes, pinned=self._lane), now_ms)
+
+    def bring_ahead(self, query: PlannedQuery, now_ms: float, computing: Infer, *, until_ms: float) -> list[Action]:
+        """The same while another query computes, beside its weights and workspace.
+
+        Something is evicted only for what arrives before that computation ends: after it the weights just used may
+        go, and no others are needed later than those. Free room is filled in any case.
+        """
+        if self._is_in_vain(query):
+            return []
+        soon = self._arriving(query, until_ms - now_ms - self._lane_ms(now_ms))
+        in_use = self._plan.queries[self._turn_of[computing.query]].weights
+        pinned = {*in_use, *self._lane, *query.weights}
+        swap = self._swap(query, soon, computing.workspace_bytes, pinned=pinned)
+        actions = self._moved(swap, now_ms)
+        filling = self._swap(query, query.weights, computing.workspace_bytes, pinned=self._held)
+        return actions + self._moved(filling, now_ms)
+
+    def has_room(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> bool:
+        """Whether the query's weights and workspace fit beside weights that must not go."""
+        kept = {*query.weights, *self._lane, *(weight for weight in beside if weight in self._held)}
+        return sum(self._plan.weight_bytes[weight] for weight in kept) + workspace_bytes <= self._plan.budget_bytes
+
+    def begin_turn(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> list[Action]:
+        """Evictions that make room for an inference, all of whose weights are there; its workspace counts from now."""
+        swap = self._swap(query, query.weights, workspace_bytes, pinned={*beside, *self._lane})
+        evictions = self._evict(swap.evict)
+        self._ledger.reserve_workspace(workspace_bytes)
+        self._moves += 1
+        self._turns_taken += 1
+        self._last_used |= dict.fromkeys(query.weights, self._turns_taken)
+        return evictions
+
+    def end_turn(self, workspace_bytes: int) -> None:
+        """Take note of an inference's end."""
+        self._ledger.release_workspace(workspace_bytes)
+        self._moves += 1
+
+    def loaded(self, done: Done, load: Load) -> None:
+        """Take note of a load's end."""
+        if load.weight not in self._lane:
+            raise ServingError(f"the device ended a load of {load.weight!r} that was never started")
+        del self._lane[load.weight]
+        self._moves += 1
+        self._lane_began_ms = done.now_ms
+        if done.failure is not None:
+            self._forget(load.weight)
+
+    def _missing(self, query: PlannedQuery) -> list[str]:
+        return [weight for weight in query.weights if weight not in self._held]
+
+    def _lane_ms(self, now_ms: float) -> float:
+        """Predicted time until all loads under way have ended."""
+        if not self._lane:
+            return 0.0
+        head = next(iter(self._lane.values()))
+        gone_ms = min(now_ms - self._lane_began_ms, head.predicted_ms)
+        return sum(load.predicted_ms for load in self._lane.values()) - gone_ms
+
+    def _arriving(self, query: PlannedQuery, within_ms: float) -> list[str]:
+        """The missing weights that can be loaded in so much time, or the last of them for the better half."""
+        arriving = []
+        for weight in self._missing(query):
+            if within_ms < self._plan.load_ms[weight] / 2:
+                break
+            within_ms -= self._plan.load_ms[weight]
+            arriving.append(weight)
+        return arriving
+
+    def _is_in_vain(self, query: PlannedQuery) -> bool:
+        """Whether nothing is missing, or nothing has moved since bringing it in was last tried."""
+        tried, self._tried = self._tried, (query.name, self._moves)
+        return tried == self._tried or not self._missing(query)
+
+    def _swap(
+        self, query: PlannedQuery, needed: Sequence[str], workspace_bytes: int, *, pinned: Collection[str]
+    ) -> Swap:
+        turn, cycle = self._turn_of[query.name], len(self._plan.queries)
+        first_to_go = {
+            weight: self._eviction(turns_ahead(self._turns[weight], turn, cycle), self._turns_ago(weight))
+            for weight in self._held
+        }
+        return plan_ahead(
+            self._held,
+            needed,
+            self._plan.weight_bytes,
+            budget_bytes=self._plan.budget_bytes - workspace_bytes,
+            next_use=first_to_go,
+            pinned=pinned,
+        )
+
+    def _turns_ago(self, weight: str) -> int:
+        return self._turns_taken - self._last_used.get(weight, self._turns_taken)
+
+    def _moved(self, swap: Swap, now_ms: float) -> list[Action]:
+        """Account for a swap, and say it in actions."""
+        return [*self._evict(swap.evict), *self._load(swap.load, now_ms)]
+
+    def _evict(self, weights: Iterable[str]) -> list[Action]:
+        evictions: list[Action] = []
+        for weight in weights:
+            self._forget(weight)
+            evictions.append(Evict(weight))
+        return evictions
+
+    def _load(self, weights: Iterable[str], now_ms: float) -> list[Action]:
+        if not self._lane:
+            self._lane_began_ms = now_ms
+        loads: list[Action] = []
+        for weight in weights:
+            load = Load(weight, self._plan.weight_bytes[weight], self._plan.load_ms[weight])
+            self._ledger.reserve(weight, load.bytes)
+            self._held.add(weight)
+            self._lane[weight] = load
+            self._moves += 1
+            loads.append(load)
+        return loads
+
+    def _forget(self, weight: str) -> None:
+        self._ledger.release(weight)
+        self._held.remove(weight)
+        self._moves += 1

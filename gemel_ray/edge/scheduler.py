@@ -1,0 +1,194 @@
+"""The scheduler: events in, actions and verdicts out. Knows no clock, no device and no pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gemel_ray.edge.pending import PendingFrames
+from gemel_ray.edge.residents import Residents
+from gemel_ray.spec.actions import Action, Answered, Arrived, Done, Dropped, Event, Frame, Infer, Load, Stopped, Verdict
+from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
+from gemel_ray.spec.plan import EdgePlan, PlannedQuery
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """The inference under way."""
+
+    query: PlannedQuery
+    frames: tuple[Frame, ...]
+    infer: Infer
+    # When it is predicted to end.
+    until_ms: float
+
+
+class Scheduler:
+    """Round robin over a plan's queries, skipping those with nothing pending.
+
+    One inference computes at a time; one further query is being prepared, its missing weights loaded, meanwhile. All
+    bytes are accounted for, so that a device never has to refuse an action.
+    """
+
+    def __init__(self, plan: EdgePlan, *, eviction: str = "furthest_next_use") -> None:
+        """`eviction` names a policy of policy.eviction. Raises OverBudgetError for a query that does not fit at its
+        batch size, ServingError for a plan that is not whole."""
+        _check(plan)
+        self._plan = plan
+        self._residents = Residents(plan, eviction)
+        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        self._pending = {query.name: PendingFrames(query) for query in plan.queries}
+        self._verdicts: list[Verdict] = []
+        self._computing: _Turn | None = None
+        self._preparing: PlannedQuery | None = None
+        self._last_turn = -1
+        # Weights whose load has failed once for the query being prepared.
+        self._retried: set[str] = set()
+        self._stopped = False
+
+    @property
+    def pending(self) -> int:
+        """Frames without a verdict."""
+        computing = len(self._computing.frames) if self._computing else 0
+        return computing + sum(len(frames) for frames in self._pending.values())
+
+    def handle(self, event: Event) -> list[Action]:
+        """What the device is to do next, in this order. ServingError for a frame of an unknown query."""
+        if isinstance(event, Arrived):
+            self._arrive(event)
+        elif isinstance(event, Stopped):
+            self._stopped = True
+        elif isinstance(event.action, Load):
+            self._end_load(event, event.action)
+        else:
+            self._end_turn(event)
+        return self._decide(event.now_ms)
+
+    def take_verdicts(self) -> list[Verdict]:
+        """Verdicts since the last call; every frame gets exactly one."""
+        taken, self._verdicts = self._verdicts, []
+        return taken
+
+    def _arrive(self, event: Arrived) -> None:
+        name = event.frame.query
+        if name not in self._pending:
+            raise ServingError(f"no query {name!r} is planned here; {nearest(name, self._pending)}")
+        self._drop(self._pending[name].add(event.frame), event.now_ms, "newer frame")
+
+    def _end_load(self, done: Done, load: Load) -> None:
+        self._residents.loaded(done, load)
+        query = self._preparing
+        if done.failure is None or query is None or load.weight not in query.weights:
+            self._retried.discard(load.weight)
+        elif load.weight not in self._retried:
+            # The weight is missing again, so it is loaded again with whatever else the turn lacks.
+            self._retried.add(load.weight)
+        else:
+            self._retried.discard(load.weight)
+            reason = f"failed: weights {load.weight} did not load: {done.failure}"
+            self._drop(self._pending[query.name].clear(), done.now_ms, reason)
+            self._preparing = None
+
+    def _end_turn(self, done: Done) -> None:
+        turn = self._computing
+        if turn is None or done.action != turn.infer:
+            raise ServingError(f"the device ended {done.action}, which was never started")
+        self._residents.end_turn(turn.infer.workspace_bytes)
+        self._computing = None
+        if done.failure is not None:
+            self._drop(turn.frames, done.now_ms, f"failed: {done.failure}")
+        else:
+            self._verdicts += [Answered(frame, done.now_ms) for frame in turn.frames]
+
+    def _decide(self, now_ms: float) -> list[Action]:
+        actions: list[Action] = []
+        self._settle_preparing()
+        while self._computing is None and self._preparing is not None:
+            started = self._start_turn(now_ms)
+            actions += started
+            before = self._preparing
+            self._settle_preparing()
+            if not started and self._preparing is before:
+                break
+        if self._preparing is not None and (self._computing is None or self._plan.overlap):
+            actions += self._prepare(self._preparing, now_ms)
+        return actions
+
+    def _settle_preparing(self) -> None:
+        """Keep preparing a query whose frames went late while its weights load: newer ones may come in time."""
+        query = self._preparing
+        if query is not None and not self._pending[query.name] and (self._stopped or self._residents.have(query)):
+            query = None
+        if query is None:
+            query = next((other for other in self._from_last_turn() if self._pending[other.name]), None)
+            self._retried.clear()
+        self._preparing = query
+
+    def _from_last_turn(self) -> Iterator[PlannedQuery]:
+        queries = self._plan.queries
+        for step in range(1, len(queries) + 1):
+            yield queries[(self._last_turn + step) % len(queries)]
+
+    def _start_turn(self, now_ms: float) -> list[Action]:
+        """Start the query being prepared, or one nearer in the order whose frames came later but whose weights are
+        there, if one can start now."""
+        for query in self._from_last_turn():
+            frames = self._pending[query.name]
+            if frames and self._residents.have(query):
+                self._drop(frames.drop_late(now_ms), now_ms, "too late")
+                batch = frames.choose(now_ms)
+                if batch and self._has_room(query, batch):
+                    return self._infer(query, batch, now_ms)
+            if query is self._preparing:
+                break
+        return []
+
+    def _has_room(self, query: PlannedQuery, batch: tuple[Frame, ...]) -> bool:
+        return self._residents.has_room(query, query.workspace_bytes[len(batch)], beside=self._beside(query))
+
+    def _beside(self, query: PlannedQuery) -> tuple[str, ...]:
+        """Weights that another query's turn must not push out."""
+        return () if self._preparing is None or query is self._preparing else self._preparing.weights
+
+    def _infer(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
+        self._drop(self._pending[query.name].take(batch), now_ms, "newer frame")
+        size = len(batch)
+        infer = Infer(
+            query.name, tuple(frame.frame for frame in batch), query.workspace_bytes[size], query.run_ms[size]
+        )
+        evictions = self._residents.begin_turn(query, infer.workspace_bytes, beside=self._beside(query))
+        self._computing = _Turn(query, batch, infer, now_ms + infer.predicted_ms)
+        self._last_turn = self._turn_of[query.name]
+        if query is self._preparing:
+            self._preparing = None
+        return [*evictions, infer]
+
+    def _prepare(self, query: PlannedQuery, now_ms: float) -> list[Action]:
+        """Load what fits of the query's missing weights: beside the turn that computes, or at once."""
+        turn = self._computing
+        if turn is not None:
+            return self._residents.bring_ahead(query, now_ms, turn.infer, until_ms=turn.until_ms)
+        frames = self._pending[query.name]
+        workspace_bytes = query.workspace_bytes[max(min(len(frames), query.batch_size), 1)]
+        actions = self._residents.bring(query, now_ms, workspace_bytes=workspace_bytes)
+        late = frames.drop_late(now_ms + self._residents.wait_ms(query, now_ms))
+        self._drop(late, now_ms, "too late")
+        return actions
+
+    def _drop(self, frames: Iterable[Frame], now_ms: float, reason: str) -> None:
+        self._verdicts += [Dropped(frame, now_ms, reason) for frame in frames]
+
+
+def _check(plan: EdgePlan) -> None:
+    for query in plan.queries:
+        if lost := [
+            weight for weight in query.weights if not {weight} <= plan.weight_bytes.keys() & plan.load_ms.keys()
+        ]:
+            raise ServingError(f"the plan lacks bytes or load time of {lost[0]}, which query {query.name!r} needs")
+        weights_bytes = sum(plan.weight_bytes[weight] for weight in {*query.weights})
+        needed_bytes = weights_bytes + max(query.workspace_bytes[size] for size in range(1, query.batch_size + 1))
+        if needed_bytes > plan.budget_bytes:
+            raise OverBudgetError(
+                f"query {query.name!r} needs {needed_bytes} bytes at batch size {query.batch_size}, the budget is "
+                f"{plan.budget_bytes}; lower its batch size or place it on another node"
+            )

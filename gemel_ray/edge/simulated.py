@@ -1,0 +1,118 @@
+"""The simulated device: the same protocol as the real one on a virtual clock. No weights, no pixels, no waiting."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from gemel_ray.edge.ledger import Ledger
+from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Stopped
+from gemel_ray.spec.plan import EdgePlan
+
+
+def never_fails(action: Load | Infer) -> str | None:
+    """Every action succeeds."""
+    return None
+
+
+class SimulatedDevice:
+    """Implements edge.device.Device. Every action takes exactly the time that `costs` gives it.
+
+    The lanes do not slow each other down. `Stopped` follows the last arrival at once.
+    """
+
+    def __init__(
+        self,
+        costs: EdgePlan,
+        arrivals: Sequence[Frame],
+        *,
+        ledger: Ledger | None = None,
+        failure_of: Callable[[Load | Infer], str | None] = never_fails,
+    ) -> None:
+        """`costs` may differ from the scheduler's plan, to see what wrong predictions do. The budget is the ledger's,
+        by default that of `costs`; `failure_of` names why an action fails, or None."""
+        self._costs = costs
+        self._queries = {query.name: query for query in costs.queries}
+        self._ledger = ledger or Ledger(costs.budget_bytes)
+        self._failure_of = failure_of
+        self._now_ms = 0.0
+        self._load_lane_free_ms = 0.0
+        self._compute_lane_free_ms = 0.0
+        self._arrived: set[str] = set()
+        self._in_use: Counter[str] = Counter()
+        self._pushed = 0
+        # Time, then order of insertion: what is pushed first of what happens at once, happens first.
+        self._events: list[tuple[float, int, Event]] = []
+        for frame in sorted(arrivals, key=lambda frame: frame.arrived_ms):
+            self._push(Arrived(frame, frame.arrived_ms))
+        self._push(Stopped(max((frame.arrived_ms for frame in arrivals), default=0.0)))
+
+    @property
+    def budget_bytes(self) -> int:
+        """See Device."""
+        return self._ledger.budget_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most that was ever held."""
+        return self._ledger.peak_bytes
+
+    def now_ms(self) -> float:
+        """See Device: the time of the last event."""
+        return self._now_ms
+
+    def start(self, action: Action) -> None:
+        """See Device."""
+        if isinstance(action, Load):
+            self._start_load(action)
+        elif isinstance(action, Infer):
+            self._start_infer(action)
+        else:
+            self._evict(action)
+
+    def next_event(self) -> Event | None:
+        """See Device. Moves the clock on."""
+        if not self._events:
+            return None
+        self._now_ms, _, event = heapq.heappop(self._events)
+        if isinstance(event, Done):
+            self._end(event)
+        return event
+
+    def _start_load(self, load: Load) -> None:
+        self._ledger.reserve(load.weight, load.bytes)
+        took_ms = self._costs.load_ms[load.weight]
+        self._load_lane_free_ms = max(self._load_lane_free_ms, self._now_ms) + took_ms
+        self._push(Done(load, self._load_lane_free_ms, took_ms, self._failure_of(load)))
+
+    def _start_infer(self, infer: Infer) -> None:
+        query = self._queries[infer.query]
+        if missing := [weight for weight in query.weights if weight not in self._arrived]:
+            raise ValueError(f"query {infer.query!r} cannot run: weights {missing} have not fully arrived")
+        self._ledger.reserve_workspace(infer.workspace_bytes)
+        self._in_use.update(query.weights)
+        took_ms = query.run_ms[len(infer.frames)]
+        self._compute_lane_free_ms = max(self._compute_lane_free_ms, self._now_ms) + took_ms
+        self._push(Done(infer, self._compute_lane_free_ms, took_ms, self._failure_of(infer)))
+
+    def _evict(self, evict: Evict) -> None:
+        if evict.weight not in self._arrived:
+            raise ValueError(f"weight {evict.weight!r} has not fully arrived; evict only what is resident")
+        if self._in_use[evict.weight]:
+            raise ValueError(f"weight {evict.weight!r} is in use; evict it once its inference has ended")
+        self._ledger.release(evict.weight)
+        self._arrived.remove(evict.weight)
+
+    def _end(self, done: Done) -> None:
+        if isinstance(done.action, Infer):
+            self._in_use.subtract(self._queries[done.action.query].weights)
+            self._ledger.release_workspace(done.action.workspace_bytes)
+        elif done.failure is None:
+            self._arrived.add(done.action.weight)
+        else:
+            self._ledger.release(done.action.weight)
+
+    def _push(self, event: Event) -> None:
+        heapq.heappush(self._events, (event.now_ms, self._pushed, event))
+        self._pushed += 1

@@ -1,0 +1,119 @@
+"""The round-robin order that moves the fewest bytes under a budget."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from itertools import permutations
+
+from gemel_ray.policy.duty_cycle import Bundle, Round, TurnCost, bundle
+from gemel_ray.policy.eviction import turns_ahead, turns_of
+from gemel_ray.policy.residency import plan_swap
+
+# Up to here every order is tried: 720 of them, as an order may start anywhere.
+_EXACT_QUERIES = 7
+# Orders that the local search may look at; counted rather than timed, so that every machine chooses the same order.
+_MOST_TRIED = 100
+
+Order = tuple[str, ...]
+
+
+def cycle_bytes(
+    order: Sequence[str],
+    weights: Mapping[str, Sequence[str]],
+    weight_bytes: Mapping[str, int],
+    *,
+    budget_bytes: int,
+    workspace_bytes: Mapping[str, int],
+) -> int:
+    """Bytes that the residency policy loads in one round of that order, once a round has gone before.
+
+    Raises OverBudgetError when one query alone exceeds the budget.
+    """
+    needing = turns_of([weights[query] for query in order])
+    together = set(needing.values())
+    resident: set[str] = set()
+    loaded_bytes = 0
+    for step in range(2 * len(order)):
+        turn = step % len(order)
+        query = order[turn]
+        ahead = {turns: turns_ahead(turns, turn, len(order)) for turns in together}
+        swap = plan_swap(
+            resident,
+            weights[query],
+            weight_bytes,
+            budget_bytes=budget_bytes - workspace_bytes.get(query, 0),
+            next_use={weight: ahead[needing[weight]] for weight in resident},
+        )
+        resident = (resident - {*swap.evict}) | {*swap.load}
+        loaded_bytes += sum(weight_bytes[weight] for weight in swap.load) if step >= len(order) else 0
+    return loaded_bytes
+
+
+def choose_order(
+    weights: Mapping[str, Sequence[str]],
+    weight_bytes: Mapping[str, int],
+    *,
+    budget_bytes: int,
+    workspace_bytes: Mapping[str, int],
+) -> Order:
+    """The order of fewest `cycle_bytes`: exact up to 7 queries, a local search beyond. The first of equals.
+
+    Deterministic. Raises OverBudgetError when one query alone exceeds the budget.
+    """
+    given = tuple(weights)
+
+    def moved_bytes(order: Order) -> int:
+        return cycle_bytes(order, weights, weight_bytes, budget_bytes=budget_bytes, workspace_bytes=workspace_bytes)
+
+    if len(given) < 3 or not moved_bytes(given):
+        return given
+    if len(given) <= _EXACT_QUERIES:
+        return min(((given[0], *rest) for rest in permutations(given[1:])), key=moved_bytes)
+    bundles = bundle(weights, weight_bytes, dict.fromkeys(weight_bytes, 0.0))
+    costs = {query: TurnCost(0.0, workspace_bytes.get(query, 0)) for query in given}
+
+    def predicted_bytes(order: Order) -> float:
+        return sum(load.bytes for load in Round(order, bundles).loads(costs, budget_bytes=budget_bytes, overlap=False))
+
+    chained = _chain(given, _shared_bytes(bundles))
+    return min(given, chained, _two_opt(chained, predicted_bytes), key=moved_bytes)
+
+
+def _shared_bytes(bundles: Sequence[Bundle]) -> defaultdict[tuple[str, str], int]:
+    """Bytes that two queries have in common."""
+    shared_bytes: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for each in bundles:
+        for pair in permutations(each.users, 2):
+            shared_bytes[pair] += each.bytes
+    return shared_bytes
+
+
+def _chain(queries: Order, shared_bytes: Mapping[tuple[str, str], int]) -> Order:
+    """Always go on to the query that shares most bytes with the last one."""
+    order, left = [queries[0]], list(queries[1:])
+    while left:
+        last = order[-1]
+        order.append(max(left, key=lambda query: shared_bytes[last, query]))
+        left.remove(order[-1])
+    return tuple(order)
+
+
+def _two_opt(order: Order, cost: Callable[[Order], float]) -> Order:
+    """Turn stretches of the order around until none of them makes it cheaper, or enough have been tried."""
+    least, tried, improved = cost(order), 0, True
+    while improved:
+        improved = False
+        for start, end in _stretches(len(order)):
+            turned = (*order[:start], *reversed(order[start:end]), *order[end:])
+            tried += 1
+            if tried > _MOST_TRIED:
+                return order
+            if (found := cost(turned)) < least:
+                order, least, improved = turned, found, True
+    return order
+
+
+def _stretches(length: int) -> list[tuple[int, int]]:
+    """Begin and end of every stretch behind the first query, short ones first."""
+    return [(start, start + size) for size in range(2, length) for start in range(1, length - size + 1)]

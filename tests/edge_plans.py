@@ -1,0 +1,72 @@
+"""Small plans for tests of the edge: queries with their weights' bytes, everything else by default."""
+
+from hypothesis import strategies as st
+
+from gemel_ray.spec.actions import Frame
+from gemel_ray.spec.plan import EdgePlan, PlannedQuery
+
+
+def query_of(name, *weights, batch=1, run_ms=10.0, workspace_bytes=0):
+    """A query whose batches each take `run_ms` for the first frame and half of it for every further one."""
+    sizes = range(1, batch + 1)
+    return PlannedQuery(
+        name=name,
+        weights=weights,
+        batch_size=batch,
+        run_ms={size: run_ms * (1 + (size - 1) / 2) for size in sizes},
+        workspace_bytes={size: workspace_bytes * size for size in sizes},
+    )
+
+
+def plan_of(*queries, weight_bytes, budget_bytes, load_ms=5.0, overlap=True):
+    """Every weight takes `load_ms` to load."""
+    return EdgePlan(queries, weight_bytes, dict.fromkeys(weight_bytes, load_ms), budget_bytes, overlap)
+
+
+def kept(query, number, arrived_ms=0.0):
+    """A frame that is never dropped."""
+    return Frame(query, number, arrived_ms, arrived_ms + 100, droppable=False)
+
+
+def camera_frame(query, number, arrived_ms=0.0, slo_ms=100.0):
+    """A frame that gives way to newer ones."""
+    return Frame(query, number, arrived_ms, arrived_ms + slo_ms)
+
+
+EITHER = st.booleans()
+
+
+@st.composite
+def plans(draw, overlap=EITHER):
+    """Plans that hold at least each query alone: shared weights, batches, workspace, tight and wide budgets."""
+    names = [f"w{place}" for place in range(draw(st.integers(1, 8)))]
+    weight_bytes = {name: draw(st.integers(0, 40)) for name in names}
+    queries = tuple(
+        PlannedQuery(
+            name=f"q{place}",
+            weights=tuple(draw(st.lists(st.sampled_from(names), min_size=1, max_size=5, unique=True))),
+            batch_size=(batch := draw(st.integers(1, 3))),
+            run_ms={size: draw(st.floats(0, 30)) for size in range(1, batch + 1)},
+            workspace_bytes={size: draw(st.integers(0, 20)) for size in range(1, batch + 1)},
+        )
+        for place in range(draw(st.integers(1, 5)))
+    )
+    least = max(sum(weight_bytes[w] for w in query.weights) + max(query.workspace_bytes.values()) for query in queries)
+    load_ms = {name: draw(st.floats(0, 30)) for name in names}
+    return EdgePlan(queries, weight_bytes, load_ms, max(least, 1) + draw(st.integers(0, 60)), draw(overlap))
+
+
+@st.composite
+def traffic(draw, plan, most=30):
+    """Frames for a plan's queries, droppable and not, at any times and with any deadlines."""
+    queries = [query.name for query in plan.queries]
+    return [
+        Frame(
+            query=draw(st.sampled_from(queries)),
+            frame=number,
+            arrived_ms=(arrived_ms := draw(st.floats(0, 300))),
+            deadline_ms=arrived_ms + draw(st.floats(0, 150)),
+            droppable=draw(st.booleans()),
+        )
+        for number in range(draw(st.integers(0, most)))
+    ]
