@@ -1,0 +1,93 @@
+"""A blob's file on local disk: where each tensor lies in it, read without touching the tensors themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
+from gemel_ray.spec.release import Manifest
+
+# From a blob's name to its verified file on local disk.
+Fetch = Callable[[str], Path]
+
+# The safetensors format: eight bytes of header length, a JSON header, then all tensors without gaps. We read the
+# header ourselves because the whole data region can then be read in one go into memory taken for it: with tensors
+# cloned one by one out of safe_open, a 102 MB blob took 86 ms here, in one read into large pages 17 ms.
+_LENGTH_BYTES = 8
+_MOST_HEADER_BYTES = 100_000_000
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """One tensor of a blob; `start` and `end` are byte offsets in the data region."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFile:
+    """A blob's local file: its tensors by short name, and where the data region begins."""
+
+    path: Path
+    tensors: Mapping[str, TensorPlace]
+    data_offset: int
+    data_bytes: int
+
+
+def open_blob(path: Path) -> BlobFile:
+    """Read a blob's header. Raises MissingBlobError, or CorruptBlobError when header and file size disagree."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = file.read(min(length, _MOST_HEADER_BYTES))
+            file_bytes = path.stat().st_size
+    except OSError as error:
+        raise MissingBlobError(
+            f"{path.name} cannot be read ({error.strerror}); fetch it from the store again"
+        ) from error
+    tensors = _parse(path, header)
+    offset, held = _LENGTH_BYTES + length, sum(place.end - place.start for place in tensors.values())
+    if offset + held != file_bytes:
+        raise CorruptBlobError(
+            f"{path.name} has {file_bytes} bytes where its header announces {offset + held}; "
+            "fetch it from the store again"
+        )
+    return BlobFile(path, tensors, offset, held)
+
+
+def open_blobs(manifest: Manifest, fetch: Fetch) -> dict[str, BlobFile]:
+    """Fetch every blob that a query of the release uses, and read its header. Raises StoreError."""
+    needed = dict.fromkeys(weight for name in manifest.queries for weight in manifest.blobs_of(name))
+    return {weight: open_blob(fetch(weight)) for weight in needed}
+
+
+def _parse(path: Path, header: bytes) -> dict[str, TensorPlace]:
+    try:
+        entries = json.loads(header)
+        return {name: _place(entry) for name, entry in entries.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptBlobError(
+            f"{path.name} is not a readable safetensors file ({error!r}); fetch it from the store again"
+        ) from error
+
+
+def _place(entry: Mapping[str, Any]) -> TensorPlace:
+    start, end = entry["data_offsets"]
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(int(side) for side in entry["shape"])
+    if start % dtype.itemsize or end - start != torch.Size(shape).numel() * dtype.itemsize:
+        raise ValueError(f"bytes {start} to {end} do not hold {shape} of {dtype}")
+    return TensorPlace(dtype, shape, start, end)

@@ -1,0 +1,84 @@
+"""A blob's bytes from local disk into memory taken for them on the device."""
+
+from __future__ import annotations
+
+from io import FileIO
+from typing import Protocol
+
+import torch
+
+from gemel_ray.engine.blobs import BlobFile
+from gemel_ray.engine.memory import take
+from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
+
+# Two pinned buffers of this size: one is filled from disk while the other crosses to the GPU.
+STAGING_BYTES = 32 << 20
+
+
+class Copier(Protocol):
+    """The way into one device's memory; used by one thread at a time."""
+
+    def copy_in(self, blob: BlobFile) -> torch.Tensor:
+        """The blob's data region on the device, uint8 and flat, fully arrived.
+
+        Raises MissingBlobError, or CorruptBlobError when the file ends early.
+        """
+        ...
+
+
+def copier_for(device: torch.device) -> Copier:
+    """The copier of a CPU or CUDA device."""
+    return CudaCopier(device) if device.type == "cuda" else HostCopier()
+
+
+class HostCopier:
+    """Reads straight into the memory taken: one copy, by the kernel, with the interpreter lock released."""
+
+    def copy_in(self, blob: BlobFile) -> torch.Tensor:
+        """See Copier."""
+        memory = take(blob.data_bytes, torch.device("cpu"))
+        with _at_data(blob) as file:
+            _fill(memory, file)
+        return memory
+
+
+class CudaCopier:
+    """Reads into pinned memory and copies from there on a stream of its own, so that computing goes on meanwhile."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+        self._staging = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        self._emptied = [torch.cuda.Event() for _ in range(2)]
+
+    def copy_in(self, blob: BlobFile) -> torch.Tensor:
+        """See Copier. Waits for its own stream only."""
+        # Taken under our stream, too: the allocator may hand us memory that kernels queued on another still use.
+        with torch.cuda.stream(self.stream), _at_data(blob) as file:
+            memory = take(blob.data_bytes, self.device)
+            for number, piece in enumerate(memory.split(STAGING_BYTES)):
+                staging, emptied = self._staging[number % 2][: piece.numel()], self._emptied[number % 2]
+                emptied.synchronize()
+                _fill(staging, file)
+                piece.copy_(staging, non_blocking=True)
+                emptied.record(self.stream)
+        self.stream.synchronize()
+        return memory
+
+
+def _at_data(blob: BlobFile) -> FileIO:
+    try:
+        file = FileIO(blob.path)
+    except OSError as error:
+        raise MissingBlobError(f"{blob.path.name} cannot be read ({error.strerror}); fetch it again") from error
+    file.seek(blob.data_offset)
+    return file
+
+
+def _fill(memory: torch.Tensor, file: FileIO) -> None:
+    view = memory.numpy().data
+    while view:
+        count = file.readinto(view)
+        if not count:
+            raise CorruptBlobError(f"{file.name} ends {len(view)} bytes early; fetch it from the store again")
+        view = view[count:]

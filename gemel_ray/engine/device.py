@@ -1,0 +1,199 @@
+"""The real device: CPU or CUDA behind the scheduler's two lanes."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+
+from gemel_ray.edge.ledger import Ledger
+from gemel_ray.engine.blobs import BlobFile
+from gemel_ray.engine.lanes import Lane
+from gemel_ray.engine.models import Skeleton
+from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.status import BusyTime, DeviceUsage
+from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Stopped
+from gemel_ray.spec.answers import Answer
+from gemel_ray.spec.errors import StoreError
+from gemel_ray.vision.tasks import Image
+
+log = logging.getLogger(__name__)
+
+
+class TorchDevice:
+    """Implements edge.device.Device. Frames arrive from any thread; `start` and `next_event` belong to one loop."""
+
+    def __init__(
+        self,
+        skeletons: Mapping[str, Skeleton],
+        blobs: Mapping[str, BlobFile],
+        residence: Residence,
+        ledger: Ledger,
+        *,
+        refetch: Callable[[str], BlobFile] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        """`refetch` gets a blob's file anew when it does not load; `threads` bounds those of an inference on a CPU."""
+        self.residence = residence
+        # Pixels by frame id, from whoever brings frames, who also takes them away once a frame has its verdict.
+        self.frames: dict[int, Image] = {}
+        # Answers by frame id, to be taken by whoever hears the verdict.
+        self.answers: dict[int, Answer] = {}
+        self._skeletons = skeletons
+        self._blobs = dict(blobs)
+        self._refetch = refetch
+        self._lock = threading.Lock()
+        self._ledger = ledger
+        # The ledger counts weights from the start of their load; these have arrived and may be computed with.
+        self._arrived: set[str] = set()
+        self._in_use: Counter[str] = Counter()
+        self._loads = 0
+        self._loaded_bytes = 0
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._in_flight = 0
+        self._stopping = False
+        self._busy = BusyTime()
+        self._started = time.perf_counter()
+        self._copying = Lane("gemel-copy")
+        self._computing = Lane("gemel-compute", first=None if threads is None else partial(_use_threads, threads))
+
+    @property
+    def budget_bytes(self) -> int:
+        """See Device."""
+        return self._ledger.budget_bytes
+
+    def now_ms(self) -> float:
+        """Milliseconds since this device was made."""
+        return (time.perf_counter() - self._started) * 1e3
+
+    def arrive(self, frame: Frame) -> None:
+        """Tell the scheduler of a frame; its pixels lie in `frames` already. From any thread."""
+        self._events.put(Arrived(frame, self.now_ms()))
+
+    def stop(self) -> None:
+        """No more frames will arrive; `next_event` ends once what is in flight has ended. From any thread."""
+        self._events.put(Stopped(self.now_ms()))
+
+    def close(self) -> None:
+        """End both lanes and free all weights, after the loop has ended."""
+        self._copying.close()
+        self._computing.close()
+        with self._lock:
+            for weight in list(self._arrived):
+                self._free(weight)
+
+    def start(self, action: Action) -> None:
+        """See Device."""
+        if isinstance(action, Load):
+            self._start_load(action)
+        elif isinstance(action, Infer):
+            self._start_infer(action)
+        else:
+            self._evict(action)
+
+    def next_event(self) -> Event | None:
+        """See Device. Returns None once stopped and nothing is in flight."""
+        if self._stopping and self._in_flight == 0 and self._events.empty():
+            return None
+        event = self._events.get()
+        if isinstance(event, Done):
+            self._in_flight -= 1
+        self._stopping = self._stopping or isinstance(event, Stopped)
+        return event
+
+    def usage(self) -> DeviceUsage:
+        """What the device holds and has done so far. From any thread."""
+        with self._lock:
+            return DeviceUsage(
+                resident_bytes=self._ledger.resident_bytes,
+                workspace_bytes=self._ledger.workspace_bytes,
+                peak_bytes=self._ledger.peak_bytes,
+                loads=self._loads,
+                loaded_bytes=self._loaded_bytes,
+                busy_fraction=self._busy.fraction(self.now_ms()),
+            )
+
+    def _start_load(self, load: Load) -> None:
+        with self._lock:
+            self._ledger.reserve(load.weight, load.bytes)
+        self._in_flight += 1
+        self._copying.put(partial(self._do, load, partial(self._load, load)))
+
+    def _start_infer(self, infer: Infer) -> None:
+        weights = self._skeletons[infer.query].weights
+        with self._lock:
+            if missing := [weight for weight in weights if weight not in self._arrived]:
+                raise ValueError(f"query {infer.query} cannot run: weights {missing} have not fully arrived")
+            self._ledger.reserve_workspace(infer.workspace_bytes)
+            self._in_use.update(weights)
+        self._in_flight += 1
+        self._computing.put(partial(self._do, infer, partial(self._infer, infer)))
+
+    def _evict(self, evict: Evict) -> None:
+        with self._lock:
+            if evict.weight not in self._arrived:
+                raise ValueError(f"weight {evict.weight} has not fully arrived; evict only what is resident")
+            if self._in_use[evict.weight]:
+                raise ValueError(f"weight {evict.weight} is in use; evict it once its inference has ended")
+            self._free(evict.weight)
+
+    def _free(self, weight: str) -> None:
+        self._arrived.remove(weight)
+        self.residence.evict(weight)
+        self._ledger.release(weight)
+
+    def _do(self, action: Load | Infer, work: Callable[[], None]) -> None:
+        """Do an action's work on its lane and tell how it went; a failure is an event, never the end of the lane."""
+        begun_ms, failure = self.now_ms(), None
+        try:
+            work()
+        except Exception as error:
+            log.warning("%s failed", action, exc_info=True)
+            failure = f"{type(error).__name__}: {error}"
+        now_ms = self.now_ms()
+        self._events.put(Done(action, now_ms, now_ms - begun_ms, failure))
+
+    def _load(self, load: Load) -> None:
+        try:
+            self._copy_in(load)
+        except BaseException:
+            with self._lock:
+                self._ledger.release(load.weight)
+            raise
+        with self._lock:
+            self._arrived.add(load.weight)
+            self._loads += 1
+            self._loaded_bytes += load.bytes
+
+    def _copy_in(self, load: Load) -> None:
+        try:
+            self.residence.load(load.weight, self._blobs[load.weight], load.bytes)
+        except StoreError:
+            if self._refetch is None:
+                raise
+            log.warning("weight %s does not load; fetching it anew", load.weight, exc_info=True)
+            self._blobs[load.weight] = self._refetch(load.weight)
+            self.residence.load(load.weight, self._blobs[load.weight], load.bytes)
+
+    def _infer(self, infer: Infer) -> None:
+        skeleton, begun_ms = self._skeletons[infer.query], self.now_ms()
+        try:
+            images = [self.frames[frame] for frame in infer.frames]
+            answers = skeleton.answers(images, self.residence)
+            self.answers.update(zip(infer.frames, answers, strict=True))
+        finally:
+            with self._lock:
+                self._in_use.subtract(skeleton.weights)
+                self._ledger.release_workspace(infer.workspace_bytes)
+                self._busy.worked(begun_ms, self.now_ms())
+
+
+def _use_threads(count: int) -> None:
+    # OpenMP keeps this number for each thread of ours, so it is set on the lane itself.
+    torch.set_num_threads(count)

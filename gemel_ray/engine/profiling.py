@@ -1,0 +1,172 @@
+"""Measuring a release's profile on the device at hand: load time, run time by batch size, workspace bytes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from gemel_ray.engine.blobs import BlobFile, Fetch, open_blobs
+from gemel_ray.engine.models import Skeleton, build_skeletons
+from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.workspace import Work, peak_bytes
+from gemel_ray.spec.profile import DeviceProfile, QueryProfile
+from gemel_ray.spec.release import Manifest
+from gemel_ray.vision.models import task_of
+from gemel_ray.vision.tasks import Image
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZES = (1, 2, 4, 8)
+# Detectors are measured on frames of this size unless told otherwise; classifiers on frames of their input size.
+DETECTOR_FRAME = (360, 640)
+# Larger batch sizes are left out of a query's profile once its measurement has taken so long.
+SECONDS_PER_QUERY = 2.0
+
+Sample = tuple[int, float]
+
+
+def measure_profile(
+    manifest: Manifest,
+    fetch: Fetch,
+    device: str | torch.device = "cpu",
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = 3,
+    *,
+    frame_height_width: tuple[int, int] | None = None,
+    budget_bytes: float = math.inf,
+    allow_factories: bool = False,
+) -> DeviceProfile:
+    """Load and run every query by itself, one after the other, on frames of noise; medians of `repeats`.
+
+    Takes about SECONDS_PER_QUERY for each query: batch sizes whose turn comes later are left out, and so are those
+    that look too large for the budget beside their own query's weights; the smallest never.
+    """
+    place = torch.device(device)
+    blobs = open_blobs(manifest, fetch)
+    skeletons = build_skeletons(manifest, blobs, place, allow_factories=allow_factories)
+    return profile_skeletons(
+        manifest,
+        skeletons,
+        blobs,
+        place,
+        batch_sizes,
+        repeats,
+        frame_height_width=frame_height_width,
+        budget_bytes=budget_bytes,
+    )
+
+
+def profile_skeletons(
+    manifest: Manifest,
+    skeletons: Mapping[str, Skeleton],
+    blobs: Mapping[str, BlobFile],
+    device: torch.device,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = 3,
+    *,
+    frame_height_width: tuple[int, int] | None = None,
+    budget_bytes: float = math.inf,
+) -> DeviceProfile:
+    """`measure_profile` for models that are built already."""
+    residence = Residence(device)
+    loads: list[Sample] = []
+    queries: dict[str, QueryProfile] = {}
+    for name, skeleton in skeletons.items():
+        loads += _timed_loads(skeleton.weights, blobs, residence, repeats)
+        frame = _noise(manifest, name, frame_height_width)
+        room_bytes = budget_bytes - residence.allocated_bytes()
+        queries[name] = _query_profile(skeleton, frame, residence, batch_sizes, repeats, room_bytes)
+        for weight in skeleton.weights:
+            residence.evict(weight)
+    fixed_ms, bytes_per_ms = fit_loads(loads)
+    log.info("profiled %d queries on %s: %.0f bytes a ms loaded", len(queries), device, bytes_per_ms)
+    return DeviceProfile(
+        device=device_name(device),
+        estimated=False,
+        load_fixed_ms=fixed_ms,
+        load_bytes_per_ms=bytes_per_ms,
+        queries=queries,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """'NVIDIA H200', or the processor and the threads it gives torch."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def fit_loads(samples: Sequence[Sample]) -> tuple[float, float]:
+    """(fixed ms, bytes per ms) of measured loads (bytes, ms), by least squares; neither is ever negative.
+
+    Where all loads weigh about the same, or the fit would make larger ones cheaper, all time counts by the byte.
+    """
+    count_bytes, took_ms = zip(*samples, strict=True)
+    whole_rate = max(sum(count_bytes), 1) / max(sum(took_ms), 1e-6)
+    if min(count_bytes) == max(count_bytes):
+        return 0.0, whole_rate
+    ms_per_byte, fixed_ms = statistics.linear_regression(count_bytes, took_ms)
+    if fixed_ms < 0 or ms_per_byte <= 0:
+        return 0.0, whole_rate
+    return fixed_ms, 1 / ms_per_byte
+
+
+def _timed_loads(
+    weights: Sequence[str], blobs: Mapping[str, BlobFile], residence: Residence, repeats: int
+) -> list[Sample]:
+    """Leaves the weights resident. The first load of each may come from disk; the median is of all."""
+    return [
+        (blobs[weight].data_bytes, _median_load_ms(weight, blobs[weight], residence, repeats)) for weight in weights
+    ]
+
+
+def _median_load_ms(weight: str, blob: BlobFile, residence: Residence, repeats: int) -> float:
+    took_ms = []
+    for repeat in range(repeats):
+        if repeat:
+            residence.evict(weight)
+        took_ms.append(_took_ms(lambda: residence.load(weight, blob, blob.data_bytes)))
+    return statistics.median(took_ms)
+
+
+def _query_profile(
+    skeleton: Skeleton,
+    frame: Image,
+    residence: Residence,
+    batch_sizes: Sequence[int],
+    repeats: int,
+    room_bytes: float,
+) -> QueryProfile:
+    run_ms: dict[int, float] = {}
+    workspace_bytes: dict[int, int] = {}
+    begun = time.perf_counter()
+    for size in sorted(batch_sizes):
+        foreseen_bytes = max((held / at * size for at, held in workspace_bytes.items()), default=0)
+        if run_ms and (foreseen_bytes > room_bytes or time.perf_counter() - begun > SECONDS_PER_QUERY):
+            log.info("query %s: batch sizes from %d on not measured: too slow or too large here", skeleton.name, size)
+            break
+        work = partial(skeleton.answers, [frame] * size, residence)
+        # Before the timing, so that it warms the model up as well.
+        workspace_bytes[size] = peak_bytes(work, skeleton.device)
+        run_ms[size] = statistics.median(_took_ms(work) for _ in range(repeats))
+    return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes)
+
+
+def _took_ms(work: Work) -> float:
+    begun = time.perf_counter()
+    work()
+    return (time.perf_counter() - begun) * 1e3
+
+
+def _noise(manifest: Manifest, query: str, height_width: tuple[int, int] | None) -> Image:
+    spec = manifest.queries[query].query.model
+    own = (spec.input_size, spec.input_size) if task_of(spec) == "classification" else DETECTOR_FRAME
+    return np.random.default_rng(0).integers(0, 256, (*(height_width or own), 3), dtype=np.uint8)

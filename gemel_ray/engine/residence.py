@@ -1,0 +1,62 @@
+"""Residence: which weight sets are on the device, and their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+
+from gemel_ray.engine.blobs import BlobFile, TensorPlace
+from gemel_ray.engine.copying import copier_for
+from gemel_ray.spec.errors import CorruptBlobError
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Residence:
+    """Weight sets in the device's memory, each held once whoever uses it.
+
+    Keeps no account of the budget: the device reserves bytes in its ledger before it calls `load` and releases them
+    after `evict`. Loads come from one thread at a time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._copier = copier_for(device)
+        self._held: dict[str, Tensors] = {}
+
+    def load(self, weight: str, blob: BlobFile, expected_bytes: int) -> None:
+        """Copy one blob in; it is there when this returns, and nothing of it when this raises.
+
+        Raises CorruptBlobError, before anything is allocated, when the blob is not of the size that was reserved.
+        """
+        if blob.data_bytes != expected_bytes:
+            raise CorruptBlobError(
+                f"{blob.path.name} holds {blob.data_bytes} bytes of tensors, the manifest says {expected_bytes}; "
+                "fetch it from the store again"
+            )
+        memory = self._copier.copy_in(blob)
+        self._held[weight] = MappingProxyType({name: _view(memory, place) for name, place in blob.tensors.items()})
+
+    def evict(self, weight: str) -> None:
+        """Free a weight set's memory at once; nobody may be computing with it."""
+        del self._held[weight]
+
+    def tensors(self, weight: str) -> Tensors:
+        """A resident weight set's tensors by short name."""
+        return self._held[weight]
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The weight sets that have fully arrived."""
+        return tuple(self._held)
+
+    def allocated_bytes(self) -> int:
+        """Bytes of memory behind all resident tensors, each piece once: an account independent of any ledger."""
+        storages = [tensor.untyped_storage() for held in self._held.copy().values() for tensor in held.values()]
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def _view(memory: torch.Tensor, place: TensorPlace) -> torch.Tensor:
+    return memory[place.start : place.end].view(place.dtype).view(place.shape)

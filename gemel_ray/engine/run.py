@@ -1,0 +1,158 @@
+"""One release being served: frames in, answers out, until it is stopped."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+
+from gemel_ray.edge.loop import run
+from gemel_ray.edge.scheduler import Scheduler
+from gemel_ray.engine.device import TorchDevice
+from gemel_ray.engine.frames import check_frame
+from gemel_ray.engine.status import EngineStatus, Tally
+from gemel_ray.spec.actions import Answered, Frame, Verdict
+from gemel_ray.spec.answers import Answer, FrameAnswer
+from gemel_ray.spec.errors import ServingError, nearest
+from gemel_ray.spec.plan import EdgePlan
+from gemel_ray.spec.release import Manifest
+from gemel_ray.vision.tasks import Image
+
+log = logging.getLogger(__name__)
+
+# Pixels of frames that wait for their verdict. Droppable frames never come near it: a newer one replaces an older.
+MOST_PENDING_BYTES = 1 << 30
+STOPPED = "the engine was stopped; start it again"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    frame: Frame
+    future: Future[FrameAnswer]
+    pixel_bytes: int
+
+
+class ReleaseRun:
+    """Serves one release on one device; thread-safe. Ends by `stop`, or with the failure that ended its loop."""
+
+    def __init__(self, manifest: Manifest, plan: EdgePlan, device: TorchDevice) -> None:
+        self.manifest = manifest
+        self._device = device
+        self._scheduler = Scheduler(plan)
+        self._tallies = {name: Tally() for name in manifest.queries}
+        self._pending: dict[int, _Pending] = {}
+        self._pending_bytes = 0
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        # Why no more frames are taken; None while they are.
+        self._closed: str | None = None
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._serve, name="gemel-loop", daemon=True)
+        self._thread.start()
+
+    def now_ms(self) -> float:
+        """Time on the device's clock."""
+        return self._device.now_ms()
+
+    def submit(
+        self, query: str, image: Image, *, arrived_ms: float, slo_ms: float | None, droppable: bool
+    ) -> Future[FrameAnswer]:
+        """See Engine.submit."""
+        image = check_frame(image)
+        if query not in self._tallies:
+            raise ServingError(f"no query {query!r} is served here; {nearest(query, self._tallies)}")
+        if slo_ms is None:
+            slo_ms = self.manifest.queries[query].query.slo_ms
+        future: Future[FrameAnswer] = Future()
+        with self._lock:
+            self._check_open(image.nbytes)
+            frame = Frame(query, next(self._numbers), arrived_ms, arrived_ms + slo_ms, droppable)
+            self._pending[frame.frame] = _Pending(frame, future, image.nbytes)
+            self._pending_bytes += image.nbytes
+            self._device.frames[frame.frame] = image
+            self._tallies[query].arrived += 1
+            self._device.arrive(frame)
+        return future
+
+    def stop(self) -> None:
+        """Take no more frames, let what is pending end, resolve every future, free the device."""
+        with self._lock:
+            if self._closed is None:
+                self._closed = STOPPED
+                self._device.stop()
+        self._thread.join()
+
+    def status(self) -> EngineStatus:
+        """The release and its queries right now."""
+        device = self._device
+        with self._lock:
+            queries = {name: tally.status(**self._bytes_of(name)) for name, tally in self._tallies.items()}
+        return EngineStatus(
+            release=self.manifest.release,
+            device=str(device.residence.device),
+            budget_bytes=device.budget_bytes,
+            failure=self._failure,
+            queries=queries,
+            **asdict(device.usage()),
+        )
+
+    def _bytes_of(self, name: str) -> dict[str, int]:
+        own = self.manifest.blobs_of(name)
+        others = {w for other in self.manifest.queries if other != name for w in self.manifest.blobs_of(other)}
+        weigh = {weight: self.manifest.blobs[weight].tensor_bytes for weight in own}
+        return {
+            "weights_bytes": sum(weigh.values()),
+            "shared_bytes": sum(weigh[weight] for weight in own if weight in others),
+        }
+
+    def _check_open(self, more_bytes: int) -> None:
+        if self._closed is not None:
+            raise ServingError(self._closed)
+        if self._pending and self._pending_bytes + more_bytes > MOST_PENDING_BYTES:
+            raise ServingError(
+                f"{len(self._pending)} frames ({self._pending_bytes} bytes of pixels) wait already; send more when "
+                "answers have come, or let frames be dropped"
+            )
+
+    def _serve(self) -> None:
+        try:
+            run(self._scheduler, self._device, self._on_verdict)
+        except Exception as error:
+            log.exception("the serving loop of release %d ended", self.manifest.release)
+            self._failure = f"the serving loop ended with {type(error).__name__}: {error}; restart the engine"
+        finally:
+            self._finish(self._failure or STOPPED)
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        """Called on the loop's thread for every frame."""
+        frame = verdict.frame
+        answer = self._device.answers.pop(frame.frame, None)
+        if isinstance(verdict, Answered):
+            self._resolve(frame, answer, None, verdict.now_ms)
+        else:
+            self._resolve(frame, None, verdict.reason, verdict.now_ms)
+
+    def _resolve(self, frame: Frame, answer: Answer | None, reason: str | None, now_ms: float) -> None:
+        latency_ms = now_ms - frame.arrived_ms
+        with self._lock:
+            pending = self._pending.pop(frame.frame)
+            self._pending_bytes -= pending.pixel_bytes
+            del self._device.frames[frame.frame]
+            tally = self._tallies[frame.query]
+            tally.count(answer, reason, latency_ms)
+            given = FrameAnswer(
+                frame.query, frame.frame, tally.last_answer, reason is None, reason, latency_ms, self.manifest.release
+            )
+        # Outside the lock: whoever waits may submit the next frame from a callback.
+        if pending.future.set_running_or_notify_cancel():
+            pending.future.set_result(given)
+
+    def _finish(self, ended: str) -> None:
+        with self._lock:
+            self._closed = ended
+            left = list(self._pending.values())
+        for pending in left:
+            self._resolve(pending.frame, None, f"not processed: {ended}", self._device.now_ms())
+        self._device.close()

@@ -1,0 +1,59 @@
+"""Profiles measured on real models: complete, plausible, quick."""
+
+import pytest
+import torch
+
+from gemel_ray.engine.profiling import fit_loads, measure_profile
+from gemel_ray.engine.workspace import peak_bytes
+
+MIB = 2**20
+
+
+def test_a_profile_covers_every_query_and_batch_size(release_of, device):
+    made = release_of({"a": "resnet18", "b": "squeezenet1_1"})
+    profile = measure_profile(made.manifest, made.path, device, batch_sizes=(1, 2), repeats=1)
+    assert profile.queries.keys() == {"a", "b"}
+    for query in profile.queries.values():
+        assert query.batch_sizes == (1, 2)
+        assert all(took > 0 for took in query.run_ms.values())
+        assert 0 < query.workspace_bytes[1] < query.workspace_bytes[2]
+    assert not profile.estimated
+    assert profile.load_ms(made.bytes_of("a")) > 0
+
+
+def test_workspace_holds_the_largest_layer_at_least(release_of):
+    made = release_of({"a": "resnet18"})
+    profile = measure_profile(made.manifest, made.path, "cpu", batch_sizes=(1,), repeats=1)
+    # At 32 x 32 pixels: the first convolution's output, 64 channels of 16 x 16, and its normalised copy.
+    assert 2 * 64 * 16 * 16 * 4 <= profile.queries["a"].workspace_bytes[1] < 10 * MIB
+
+
+def test_batch_sizes_too_large_for_the_budget_are_left_out(release_of):
+    made = release_of({"a": "resnet18"})
+    one = measure_profile(made.manifest, made.path, "cpu", batch_sizes=(1,), repeats=1)
+    budget = made.bytes_of("a") + 2 * one.queries["a"].workspace_bytes[1]
+    tight = measure_profile(made.manifest, made.path, "cpu", (1, 64), repeats=1, budget_bytes=budget)
+    assert tight.queries["a"].batch_sizes == (1,)
+
+
+def test_peak_counts_what_is_held_at_once_and_not_what_was_freed(device):
+    def work():
+        for _ in range(5):
+            torch.ones(MIB // 4, device=device)
+        first = torch.ones(MIB // 4, device=device)
+        return (first + 1).sum().item()
+
+    assert 2 * MIB <= peak_bytes(work, device) < 3 * MIB
+
+
+def test_loads_are_split_into_a_fixed_part_and_a_part_by_the_byte():
+    fixed_ms, bytes_per_ms = fit_loads([(1000, 2.1), (2000, 2.2), (3000, 2.3)])
+    assert fixed_ms == pytest.approx(2)
+    assert bytes_per_ms == pytest.approx(10_000)
+
+
+@pytest.mark.parametrize("samples", [[(500, 2.0)], [(500, 2.0), (500, 4.0)], [(100, 4.0), (900, 1.0)], [(0, 0.0)]])
+def test_loads_that_tell_no_slope_give_a_plain_rate(samples):
+    fixed_ms, bytes_per_ms = fit_loads(samples)
+    assert fixed_ms == 0
+    assert bytes_per_ms > 0

@@ -1,0 +1,151 @@
+"""Weights on the device: held once, freed when evicted, whole or absent."""
+
+import gc
+import mmap
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gemel_ray.engine.blobs import open_blob
+from gemel_ray.engine.residence import Residence
+from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
+
+BIG = 16_000_000
+STATM = Path("/proc/self/statm")
+needs_proc = pytest.mark.skipif(not STATM.exists(), reason="reads the process's size from /proc")
+
+
+def process_bytes():
+    """Bytes of this process that are in memory right now."""
+    return int(STATM.read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.fixture
+def blob(tmp_path):
+    path = tmp_path / "blob.safetensors"
+    torch.manual_seed(0)
+    tensors = {
+        "weight": torch.randn(64, 3, 7, 7),
+        "half": torch.randn(5).half(),
+        "count": torch.tensor(3),
+        "flag": torch.tensor([True, False, True]),
+        "empty": torch.empty(0, 4),
+    }
+    save_file(tensors, path)
+    return open_blob(path)
+
+
+@pytest.fixture
+def big_blob(tmp_path):
+    path = tmp_path / "big.safetensors"
+    save_file({"weight": torch.ones(BIG)}, path)
+    return open_blob(path)
+
+
+def test_what_is_loaded_equals_what_safetensors_reads(blob, device):
+    residence = Residence(device)
+    residence.load("a", blob, blob.data_bytes)
+    expected = load_file(blob.path)
+    assert residence.tensors("a").keys() == expected.keys()
+    for name, tensor in residence.tensors("a").items():
+        assert tensor.dtype == expected[name].dtype
+        assert tensor.device.type == device.type
+        assert torch.equal(tensor.cpu(), expected[name])
+
+
+def test_memory_taken_is_exactly_the_bytes_of_the_tensors(blob, big_blob, device):
+    residence = Residence(device)
+    residence.load("a", blob, blob.data_bytes)
+    residence.load("b", big_blob, big_blob.data_bytes)
+    held = sum(t.nbytes for t in (*load_file(blob.path).values(), *load_file(big_blob.path).values()))
+    assert residence.allocated_bytes() == held
+
+
+def test_a_file_larger_than_the_staging_buffers_arrives_whole(tmp_path, device):
+    values = torch.arange(20_000_000, dtype=torch.int32)
+    save_file({"values": values}, tmp_path / "large.safetensors")
+    residence = Residence(device)
+    residence.load("a", open_blob(tmp_path / "large.safetensors"), values.nbytes)
+    assert torch.equal(residence.tensors("a")["values"].cpu(), values)
+
+
+def test_eviction_drops_the_last_reference_to_the_memory(blob):
+    residence = Residence(torch.device("cpu"))
+    residence.load("a", blob, blob.data_bytes)
+    tensor = weakref.ref(residence.tensors("a")["weight"])
+    residence.evict("a")
+    assert tensor() is None
+    assert residence.weights == ()
+    assert residence.allocated_bytes() == 0
+
+
+@needs_proc
+def test_eviction_gives_the_memory_back_to_the_system(big_blob):
+    residence = Residence(torch.device("cpu"))
+    gc.collect()
+    before = process_bytes()
+    residence.load("a", big_blob, big_blob.data_bytes)
+    loaded = process_bytes() - before
+    residence.evict("a")
+    left = process_bytes() - before
+    assert loaded > 0.9 * big_blob.data_bytes
+    assert left < 0.1 * big_blob.data_bytes
+
+
+@needs_proc
+def test_loading_again_and_again_does_not_grow_the_process(big_blob):
+    residence = Residence(torch.device("cpu"))
+    grown = []
+    for _ in range(12):
+        residence.load("a", big_blob, big_blob.data_bytes)
+        residence.evict("a")
+        grown.append(process_bytes())
+    assert grown[-1] - grown[1] < 0.2 * big_blob.data_bytes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_eviction_frees_memory_of_the_gpu(big_blob):
+    residence = Residence(torch.device("cuda"))
+    before = torch.cuda.memory_allocated()
+    residence.load("a", big_blob, big_blob.data_bytes)
+    assert torch.cuda.memory_allocated() - before >= big_blob.data_bytes
+    residence.evict("a")
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_a_blob_of_another_size_than_reserved_is_refused_before_it_takes_memory(blob):
+    residence = Residence(torch.device("cpu"))
+    with pytest.raises(CorruptBlobError, match=f"holds {blob.data_bytes} bytes of tensors, the manifest says 5"):
+        residence.load("a", blob, 5)
+    assert residence.weights == ()
+
+
+def test_a_file_cut_short_is_named_when_opened_and_when_loaded(blob, device):
+    data = blob.path.read_bytes()
+    blob.path.write_bytes(data[:-7])
+    with pytest.raises(CorruptBlobError, match=r"blob\.safetensors has \d+ bytes where"):
+        open_blob(blob.path)
+    residence = Residence(device)
+    with pytest.raises(CorruptBlobError, match="ends 7 bytes early"):
+        residence.load("a", blob, blob.data_bytes)
+    assert residence.weights == ()
+
+
+@pytest.mark.parametrize("data", [b"", b"\x05", b"\xff" * 64, (2).to_bytes(8, "little") + b"[]"])
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path, data):
+    path = tmp_path / "blob.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CorruptBlobError, match=r"blob\.safetensors"):
+        open_blob(path)
+
+
+def test_a_file_that_is_gone_is_missing(blob):
+    blob.path.unlink()
+    with pytest.raises(MissingBlobError):
+        open_blob(blob.path)
+    with pytest.raises(MissingBlobError):
+        Residence(torch.device("cpu")).load("a", blob, blob.data_bytes)
