@@ -1,0 +1,42 @@
+"""Where the HTTP endpoints get their answers from: an engine in this process, or engines on Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gemel_ray.engine.frames import MOST_PIXELS
+from gemel_ray.serving.description import Description
+from gemel_ray.serving.pictures import Image
+from gemel_ray.serving.status import ServiceStatus
+from gemel_ray.spec.answers import FrameAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for."""
+
+    max_body_bytes: int = 64 * 2**20
+    max_pixels: int = MOST_PIXELS
+    max_frames: int = 64
+    # The time an inference that is not to be dropped may take, and the time after which an engine counts as lost.
+    request_timeout_s: float = 10.0
+
+
+class Backend(Protocol):
+    """One service: some queries, answered by one or more engines."""
+
+    async def describe(self) -> Description:
+        """What is served; cheap enough to ask with every request. ServingError when no engine can be reached."""
+        ...
+
+    async def infer(
+        self, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
+    ) -> list[FrameAnswer]:
+        """One answer for each frame. Raises FrameError for pixels that cannot be used and ServingError."""
+        ...
+
+    async def status(self) -> ServiceStatus:
+        """How every node is doing; one that cannot be reached is told as such, never raised."""
+        ...

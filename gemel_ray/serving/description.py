@@ -1,0 +1,42 @@
+"""What the service tells of itself: the queries it answers, and how it is doing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from gemel_ray.spec.errors import nearest
+
+
+class QueryCard(BaseModel):
+    """What a caller must know of one query."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    feed: str
+    builder: str
+    task: Literal["classification", "detection"]
+    classes: tuple[str, ...]
+    slo_ms: float
+    accuracy_target: float
+    # Agreement with the original on the gate split; None where the release does not say.
+    agreement: float | None = None
+
+
+class Description(BaseModel):
+    """What is being served."""
+
+    model_config = ConfigDict(frozen=True)
+
+    workload: str
+    release: int
+    # Bytes of all originals, and of the release.
+    bytes_before: int
+    bytes_after: int
+    queries: dict[str, QueryCard]
+
+    def no_such(self, query: str) -> str:
+        """What to tell a caller who asked for a query that is not served."""
+        return f"no query {query!r} in release {self.release} of {self.workload!r}; {nearest(query, self.queries)}"

@@ -1,0 +1,72 @@
+"""One node's engine as a Serve deployment: one process, all models of the node in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.status import EngineStatus
+from gemel_ray.serving.description import Description
+from gemel_ray.serving.engine_backend import answers, describe
+from gemel_ray.serving.options import NodeOptions, ServeOptions
+from gemel_ray.serving.pictures import Image
+from gemel_ray.serving.releases import pull_release
+from gemel_ray.spec.answers import FrameAnswer
+
+
+class EngineReplica:
+    """Serve makes one of these for each node, and a new one when its process dies. Calls come from handles only."""
+
+    def __init__(self, options: dict[str, Any], node: str) -> None:
+        """`options` is a dumped ServeOptions, `node` one of its nodes. Raises what Engine.start raises."""
+        service = ServeOptions.model_validate(options)
+        mine = next(found for found in service.nodes if found.name == node)
+        self._engine = _engine(mine, allow_factories=service.allow_factories)
+        manifest, fetch = pull_release(service.store, service.release, service.cache)
+        self._engine.start(manifest, fetch)
+        self._description = describe(manifest)
+
+    async def describe(self) -> Description:
+        """What this engine serves."""
+        return self._description
+
+    async def infer(
+        self, query: str, images: Sequence[Image], slo_ms: float | None, droppable: bool
+    ) -> list[FrameAnswer]:
+        """One answer for each frame. Raises what Engine.submit raises."""
+        return await answers(
+            self._engine, query, [_writable(image) for image in images], slo_ms=slo_ms, droppable=droppable
+        )
+
+    async def status(self) -> EngineStatus:
+        """Memory and counts right now."""
+        return self._engine.status()
+
+    async def replay(
+        self, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]
+    ) -> list[FrameAnswer]:
+        """Play recorded frames inside this process at real speed, as Engine.replay does: no frame crosses a wire."""
+        own = {query: [_writable(image) for image in stream] for query, stream in streams.items()}
+        return await asyncio.to_thread(self._engine.replay, own, fps, slo_ms)
+
+    async def check_health(self) -> None:
+        """Serve asks every few seconds and replaces the process when this raises."""
+        self._engine.status()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+
+
+def _engine(node: NodeOptions, *, allow_factories: bool) -> Engine:
+    # Ray holds a process that books less than one CPU to a single thread, so the number is always given.
+    threads = node.threads or os.cpu_count()
+    return Engine(budget_bytes=node.memory, device=node.device, allow_factories=allow_factories, threads=threads)
+
+
+def _writable(image: Image) -> Image:
+    """Arrays out of Ray's object store are read-only, which torch.from_numpy does not take without a warning."""
+    return image if image.flags.writeable else image.copy()

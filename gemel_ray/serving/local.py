@@ -1,0 +1,128 @@
+"""Serving a release from this machine: what `gemel serve`, `gemel demo` and the tests start."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+
+from gemel_ray.engine.engine import check_fits
+from gemel_ray.serving.app import application
+from gemel_ray.serving.ingress_deployment import engine_name
+from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
+from gemel_ray.serving.releases import pull_release
+from gemel_ray.spec.errors import ServingError
+
+log = logging.getLogger(__name__)
+
+_APP = "gemel"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service: where it answers, and its engines by node name."""
+
+    url: str
+    engines: dict[str, DeploymentHandle]
+
+
+@contextlib.contextmanager
+def serve_release(
+    store: str | Path,
+    *,
+    nodes: Sequence[NodeOptions],
+    release: int | None = None,
+    cache: str | Path | None = None,
+    allow_factories: bool = False,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: str = _APP,
+) -> Iterator[Service]:
+    """Serve a release until the block ends; Ray and Serve are started where they do not run, and only then ended.
+
+    Where Serve runs already, its own host and port stay. Raises StoreError for a store that holds no such release,
+    OverBudgetError for a query that fits no node, ServingError when the port is taken or an engine does not start.
+    """
+    given = {"store": str(store), "release": release, "nodes": list(nodes), "allow_factories": allow_factories}
+    options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
+    _check_release(options)
+    with _ray(), _serve(host, port) as address:
+        try:
+            serve.run(application(options), name=name, route_prefix="/")
+        except RuntimeError as error:
+            raise ServingError(f"the service did not start: {_why(name) or error}") from error
+        try:
+            yield Service(address, _handles(options, name))
+        finally:
+            serve.delete(name)
+
+
+def _check_release(options: ServeOptions) -> None:
+    """Tell here what an engine's process could only tell in its log, after three attempts."""
+    manifest, _ = pull_release(options.store, options.release, options.cache)
+    for node in options.nodes:
+        check_fits(manifest, node.memory)
+
+
+def _handles(options: ServeOptions, name: str) -> dict[str, DeploymentHandle]:
+    return {node.name: serve.get_deployment_handle(engine_name(node.name), name) for node in options.nodes}
+
+
+def _why(name: str) -> str:
+    """What the application's deployments say of their failure."""
+    app = serve.status().applications.get(name)
+    return "; ".join(found.message for found in app.deployments.values() if found.message) if app else ""
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _serve(host: str, port: int) -> Iterator[str]:
+    if serve.status().proxies:
+        yield _running_address()
+        return
+    check_port(host, port)
+    serve.start(http_options={"host": host, "port": port})
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        serve.shutdown()
+
+
+def _running_address() -> str:
+    # Serve has no public way to ask a running instance where it listens.
+    client = _get_global_client()
+    assert client is not None, "serve.status() has just told of proxies"
+    options = client.http_config
+    host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
+    return f"http://{host}:{options.port}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ServingError for an address that cannot be listened at; Serve itself would retry for minutes."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(f"{host}:{port} cannot be used ({error.strerror}); choose another port") from error

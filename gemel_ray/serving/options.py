@@ -1,0 +1,76 @@
+"""The arguments of the Serve application: what `args:` of a Serve YAML file may hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.strict import Strict, explain
+from gemel_ray.spec.units import MIB, ByteSize
+from gemel_ray.spec.workload import Name
+
+Share = Annotated[float, Field(ge=0, le=64)]
+
+
+class NodeOptions(Strict):
+    """One engine process: the bytes it may hold, where it computes, and what it asks of Ray."""
+
+    name: Name = "local"
+    memory: ByteSize
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # Labels that the Ray node must carry, such as {edge: box-a}; empty lets Ray choose.
+    labels: dict[str, str] = Field(default_factory=dict)
+    # Shares of the Ray node that are booked; they bound nothing. The engine mostly waits.
+    num_cpus: Share = 0.1
+    num_gpus: Share = 0
+    # Threads of one inference on a CPU; None takes all cores.
+    threads: Annotated[int, Field(gt=0)] | None = None
+
+
+class ServeOptions(Strict):
+    """Which release to serve, on which nodes, within which limits."""
+
+    store: Annotated[str, Field(min_length=1)]
+    # None serves the store's HEAD.
+    release: Annotated[int, Field(gt=0)] | None = None
+    nodes: Annotated[tuple[NodeOptions, ...], Field(min_length=1)] = (NodeOptions(memory=1024 * MIB),)
+    # Blobs and the last good release are kept here, on each node's own disk.
+    cache: str = "~/.cache/gemel_ray"
+    allow_factories: bool = False
+    # No answer within this time is an error; it also ends the wait for an engine that is lost.
+    request_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
+    max_body: ByteSize = 64 * MIB
+
+    @model_validator(mode="after")
+    def _one_engine_a_name(self) -> ServeOptions:
+        names = [node.name for node in self.nodes]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"nodes repeat: {repeated}; give each node its own name")
+        return self
+
+
+def parse_options(args: Mapping[str, Any], *, base: Path | None = None) -> ServeOptions:
+    """Check the application's arguments; a relative store becomes absolute below `base`.
+
+    `base` is $GEMEL_HOME, or else the working directory. InputError names the field, the value and the fix.
+    """
+    try:
+        options = ServeOptions.model_validate(args)
+    except ValidationError as error:
+        raise InputError(f"arguments of the Serve application:\n{explain(error, ServeOptions)}") from error
+    return options.model_copy(update={"store": absolute_store(options.store, base or home())})
+
+
+def home() -> Path:
+    """The folder that relative stores are found from."""
+    return Path(os.environ.get("GEMEL_HOME") or Path.cwd())
+
+
+def absolute_store(store: str, base: Path) -> str:
+    """A store's URI, or its absolute path: other processes run in other folders."""
+    return store if "://" in store else str((base / Path(store).expanduser()).absolute())

@@ -1,0 +1,68 @@
+"""Every failure as JSON {"error": reason} with the right status, never a traceback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from gemel_ray.spec.errors import GemelError, InputError
+
+log = logging.getLogger(__name__)
+
+# Seconds after which a caller may try again: an engine that died is back in about three.
+RETRY_AFTER = {"Retry-After": "1"}
+
+
+def answer_problems(api: FastAPI) -> None:
+    """Give an application its error answers."""
+    api.add_exception_handler(InputError, _bad_input)
+    api.add_exception_handler(GemelError, _cannot_answer)
+    api.add_exception_handler(RequestValidationError, _bad_parameters)
+    api.add_exception_handler(HTTPException, _refused)
+    api.add_exception_handler(ClientDisconnect, _gone)
+    api.add_exception_handler(Exception, _unexpected)
+
+
+def problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """One error answer."""
+    return JSONResponse({"error": reason}, status_code=status, headers=headers)
+
+
+async def _bad_input(request: Request, error: Exception) -> JSONResponse:
+    return problem(400, str(error))
+
+
+async def _cannot_answer(request: Request, error: Exception) -> JSONResponse:
+    return problem(503, str(error), RETRY_AFTER)
+
+
+async def _bad_parameters(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    reasons = [
+        f"{'.'.join(map(str, found['loc']))}: {found['msg']}, got {found['input']!r}" for found in error.errors()
+    ]
+    return problem(400, "; ".join(reasons))
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    reason = error.detail
+    if error.status_code == 404 and reason == "Not Found":
+        reason = f"no such path {request.url.path}; / is the status page, /v2 and /v1/status the service"
+    return problem(error.status_code, reason, error.headers)
+
+
+async def _gone(request: Request, error: Exception) -> JSONResponse:
+    log.info("%s: the caller left before its request was whole", request.url.path)
+    return problem(400, "the request was not whole")
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    # Starlette raises the error again after this answer, so that the server logs it with its traceback.
+    return problem(500, f"an error of the service itself ({type(error).__name__}); its log says more")

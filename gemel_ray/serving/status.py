@@ -1,0 +1,131 @@
+"""How a service is doing, in JSON: every node's memory and every query's counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel
+
+from gemel_ray.engine.status import EngineStatus, QueryStatus
+from gemel_ray.serving.description import Description, QueryCard
+from gemel_ray.serving.replies import AnswerReply, answer_reply
+
+
+class NodeMemory(BaseModel):
+    """Bytes on one device; `peak_bytes` is the most that weights and workspace ever took together."""
+
+    budget_bytes: int
+    resident_bytes: int
+    workspace_bytes: int
+    peak_bytes: int
+
+
+class NodeReply(BaseModel):
+    """One node. With a `problem` it cannot be reached, and nothing else is known of it."""
+
+    name: str
+    problem: str | None = None
+    device: str | None = None
+    release: int | None = None
+    memory: NodeMemory | None = None
+    loads: int = 0
+    loaded_bytes: int = 0
+    busy_fraction: float = 0.0
+
+
+class QueryReply(BaseModel):
+    """One query since its engine started; counts are None while its node cannot be reached."""
+
+    name: str
+    node: str
+    builder: str
+    slo_ms: float
+    accuracy_target: float
+    agreement: float | None
+    arrived: int | None = None
+    answered: int | None = None
+    stale: int | None = None
+    p50_latency_ms: float | None = None
+    p95_latency_ms: float | None = None
+    weights_bytes: int | None = None
+    shared_bytes: int | None = None
+    last_answer: AnswerReply | None = None
+    last_reason: str | None = None
+
+
+class ServiceStatus(BaseModel):
+    """Answer to GET /v1/status. What is served is unknown as long as no engine has ever been reached."""
+
+    workload: str | None
+    release: int | None
+    bytes_before: int | None
+    bytes_after: int | None
+    nodes: tuple[NodeReply, ...]
+    queries: tuple[QueryReply, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether every node answers."""
+        return self.release is not None and all(node.problem is None for node in self.nodes)
+
+
+def service_status(
+    description: Description | None, engines: Mapping[str, EngineStatus | str], homes: Mapping[str, str]
+) -> ServiceStatus:
+    """Put together what each node told of itself, or why it did not; `homes` says which node answers a query."""
+    cards = description.queries.values() if description else ()
+    return ServiceStatus(
+        workload=description.workload if description else None,
+        release=description.release if description else None,
+        bytes_before=description.bytes_before if description else None,
+        bytes_after=description.bytes_after if description else None,
+        nodes=tuple(_node(name, engine) for name, engine in engines.items()),
+        queries=tuple(_query(card, homes[card.name], engines[homes[card.name]]) for card in cards),
+    )
+
+
+def _node(name: str, engine: EngineStatus | str) -> NodeReply:
+    if isinstance(engine, str):
+        return NodeReply(name=name, problem=engine)
+    return NodeReply(
+        name=name,
+        device=engine.device,
+        release=engine.release,
+        memory=NodeMemory(
+            budget_bytes=engine.budget_bytes,
+            resident_bytes=engine.resident_bytes,
+            workspace_bytes=engine.workspace_bytes,
+            peak_bytes=engine.peak_bytes,
+        ),
+        loads=engine.loads,
+        loaded_bytes=engine.loaded_bytes,
+        busy_fraction=engine.busy_fraction,
+    )
+
+
+def _query(card: QueryCard, node: str, engine: EngineStatus | str) -> QueryReply:
+    known = QueryReply(
+        name=card.name,
+        node=node,
+        builder=card.builder,
+        slo_ms=card.slo_ms,
+        accuracy_target=card.accuracy_target,
+        agreement=card.agreement,
+    )
+    found = None if isinstance(engine, str) else engine.queries.get(card.name)
+    return known if found is None else known.model_copy(update=_counts(found, card))
+
+
+def _counts(found: QueryStatus, card: QueryCard) -> dict[str, object]:
+    last = found.last_answer
+    return {
+        "arrived": found.arrived,
+        "answered": found.answered,
+        "stale": found.stale,
+        "p50_latency_ms": found.p50_latency_ms,
+        "p95_latency_ms": found.p95_latency_ms,
+        "weights_bytes": found.weights_bytes,
+        "shared_bytes": found.shared_bytes,
+        "last_answer": None if last is None else answer_reply(last, card.classes),
+        "last_reason": found.last_reason,
+    }

@@ -1,0 +1,238 @@
+"""Open Inference Protocol v2 in JSON: its messages, and their way to frames and back from answers.
+
+The protocol: https://github.com/kserve/open-inference-protocol, `inference_rest.md`. One input, "image": UINT8,
+[H, W, 3] or [N, H, W, 3], RGB. Outputs of a classifier: "label" (BYTES, [N]) and "scores" (FP32, [N, classes]).
+Outputs of a detector, M objects over all frames: "count" (INT32, [N]), "boxes" (FP32, [M, 4]: left, top, width, height
+in pixels), "labels" (BYTES, [M]) and "scores" (FP32, [M]).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from gemel_ray.serving.description import QueryCard
+from gemel_ray.serving.pictures import Image
+from gemel_ray.spec.answers import Answer, Classified, Detected, FrameAnswer
+from gemel_ray.spec.errors import FrameError, ServingError, nearest
+from gemel_ray.spec.strict import Strict, explain
+
+INPUT = "image"
+Parameters = dict[str, Any]
+
+
+class RequestTensor(Strict):
+    """An input of a request; `data` is flat in row-major order, or nested."""
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: Parameters = Field(default_factory=dict)
+    data: list[Any] | None = None
+
+
+class RequestOutput(Strict):
+    """An output that is asked for."""
+
+    name: str
+    parameters: Parameters = Field(default_factory=dict)
+
+
+class InferRequest(Strict):
+    """The body of POST /v2/models/{query}/infer."""
+
+    id: str | None = None
+    parameters: Parameters = Field(default_factory=dict)
+    inputs: Annotated[tuple[RequestTensor, ...], Field(min_length=1)]
+    outputs: tuple[RequestOutput, ...] = ()
+
+
+class TensorForm(BaseModel):
+    """A tensor as metadata tells it; -1 stands for any length."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(BaseModel):
+    """The body of GET /v2/models/{query}."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorForm, ...]
+    outputs: tuple[TensorForm, ...]
+    properties: dict[str, str]
+
+
+class ResponseTensor(TensorForm):
+    """An output with its data, flat in row-major order."""
+
+    data: list[Any]
+
+
+class InferResponse(BaseModel):
+    """The answer to an inference request."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: Parameters
+    outputs: tuple[ResponseTensor, ...]
+
+
+def metadata(card: QueryCard, release: int) -> ModelMetadata:
+    """What a client must know to call one query; the release number is its version."""
+    return ModelMetadata(
+        name=card.name,
+        versions=(str(release),),
+        platform=f"gemel_ray_{card.builder}",
+        inputs=(TensorForm(name=INPUT, datatype="UINT8", shape=(-1, -1, -1, 3)),),
+        outputs=_output_forms(card),
+        properties={"classes": ",".join(card.classes), "task": card.task},
+    )
+
+
+def _output_forms(card: QueryCard) -> tuple[TensorForm, ...]:
+    if card.task == "classification":
+        return (
+            TensorForm(name="label", datatype="BYTES", shape=(-1,)),
+            TensorForm(name="scores", datatype="FP32", shape=(-1, len(card.classes))),
+        )
+    return (
+        TensorForm(name="count", datatype="INT32", shape=(-1,)),
+        TensorForm(name="boxes", datatype="FP32", shape=(-1, 4)),
+        TensorForm(name="labels", datatype="BYTES", shape=(-1,)),
+        TensorForm(name="scores", datatype="FP32", shape=(-1,)),
+    )
+
+
+def parse_request(body: bytes) -> InferRequest:
+    """Check a body's form; FrameError names the field, the value and the fix."""
+    try:
+        return InferRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise FrameError(f"inference request:\n{explain(error, InferRequest)}") from error
+
+
+def check_outputs(request: InferRequest, card: QueryCard) -> None:
+    """Raise FrameError for an output that the query does not have."""
+    known = [form.name for form in _output_forms(card)]
+    for output in request.outputs:
+        if output.name not in known:
+            raise FrameError(f"query {card.name!r} has no output {output.name!r}; {nearest(output.name, known)}")
+
+
+def images_of(request: InferRequest, *, max_frames: int, max_pixels: int) -> list[Image]:
+    """The frames of a request; FrameError names what is wrong with its one tensor."""
+    tensor = request.inputs[0]
+    if len(request.inputs) > 1 or tensor.name != INPUT:
+        names = [given.name for given in request.inputs]
+        raise FrameError(f"inputs are named {names}; send exactly one, named {INPUT!r}")
+    if tensor.datatype != "UINT8":
+        raise FrameError(f"input {INPUT!r} has datatype {tensor.datatype!r}; send UINT8, 0 to 255, RGB")
+    frames, height, width = _extent(tensor.shape)
+    if frames > max_frames:
+        raise FrameError(f"input {INPUT!r} holds {frames} frames; send at most {max_frames} in one request")
+    if height * width > max_pixels:
+        raise FrameError(f"input {INPUT!r} is {width} x {height} pixels; send at most {max_pixels} a frame")
+    return list(_values(tensor).reshape(frames, height, width, 3))
+
+
+def _extent(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
+        raise FrameError(f"input {INPUT!r} has shape {list(shape)}; send [H, W, 3] or [N, H, W, 3], nothing empty")
+    frames = shape[0] if len(shape) == 4 else 1
+    return frames, shape[-3], shape[-2]
+
+
+def _values(tensor: RequestTensor) -> Image:
+    if tensor.data is None:
+        raise FrameError(f"input {INPUT!r} has no 'data'; binary tensors are not understood yet, send JSON numbers")
+    try:
+        values = np.asarray(tensor.data)
+    except ValueError as error:
+        raise FrameError(
+            f"input {INPUT!r}: 'data' is nested unevenly; send it flat or in the form of 'shape'"
+        ) from error
+    wanted = math.prod(tensor.shape)
+    if values.ndim != 1 and values.shape != tensor.shape:
+        raise FrameError(f"input {INPUT!r}: 'data' has shape {list(values.shape)}, 'shape' says {list(tensor.shape)}")
+    if values.size != wanted:
+        raise FrameError(
+            f"input {INPUT!r}: 'data' holds {values.size} values, shape {list(tensor.shape)} needs {wanted}"
+        )
+    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+        raise FrameError(f"input {INPUT!r}: 'data' must be whole numbers from 0 to 255; found {_odd_one(values)!r}")
+    return values.astype(np.uint8)
+
+
+def _odd_one(values: np.ndarray[Any, Any]) -> object:
+    flat = values.reshape(-1)
+    if flat.dtype.kind not in "iu":
+        return flat[0].item() if flat.dtype != object else flat[0]
+    return int(flat[(flat < 0) | (flat > 255)][0])
+
+
+def response(request: InferRequest, card: QueryCard, answers: Sequence[FrameAnswer]) -> InferResponse:
+    """The answers as tensors; ServingError when a frame has no answer, not even an earlier one.
+
+    `latency_ms` is that of the slowest frame; `fresh` holds only when every frame had a forward pass of its own.
+    """
+    found = [_answer(answer) for answer in answers]
+    tensors = {tensor.name: tensor for tensor in _tensors(found, card)}
+    chosen = [output.name for output in request.outputs] or list(tensors)
+    return InferResponse(
+        model_name=card.name,
+        model_version=str(answers[0].release),
+        id=request.id,
+        parameters={
+            "fresh": all(answer.fresh for answer in answers),
+            "latency_ms": max(answer.latency_ms for answer in answers),
+            "release": answers[0].release,
+        },
+        outputs=tuple(tensors[name] for name in chosen),
+    )
+
+
+def _answer(answer: FrameAnswer) -> Answer:
+    if answer.answer is None:
+        raise ServingError(
+            f"query {answer.query!r} did not answer frame {answer.frame}: {answer.reason}; send it again"
+        )
+    return answer.answer
+
+
+def _tensors(answers: Sequence[Answer], card: QueryCard) -> list[ResponseTensor]:
+    classified = [answer for answer in answers if isinstance(answer, Classified)]
+    if len(classified) == len(answers):
+        return [
+            _tensor("label", "BYTES", (len(answers),), [answer.label for answer in classified]),
+            _tensor(
+                "scores",
+                "FP32",
+                (len(answers), len(card.classes)),
+                [score for answer in classified for score in answer.scores],
+            ),
+        ]
+    return _detections([answer for answer in answers if isinstance(answer, Detected)])
+
+
+def _detections(answers: Sequence[Detected]) -> list[ResponseTensor]:
+    boxes = [box for answer in answers for box in answer.boxes]
+    corners = [value for box in boxes for value in (box.x, box.y, box.width, box.height)]
+    return [
+        _tensor("count", "INT32", (len(answers),), [len(answer.boxes) for answer in answers]),
+        _tensor("boxes", "FP32", (len(boxes), 4), corners),
+        _tensor("labels", "BYTES", (len(boxes),), [box.label for box in boxes]),
+        _tensor("scores", "FP32", (len(boxes),), [box.score for box in boxes]),
+    ]
+
+
+def _tensor(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> ResponseTensor:
+    return ResponseTensor(name=name, datatype=datatype, shape=shape, data=data)
