@@ -1,18 +1,23 @@
 #!/usr/bin/env bash
-# check: format, lint, import contracts, types · test: everything this machine can run · test-pure: seconds only
+# check: format, lint, import contracts, types · test: all that this machine can run · test-pure: decisions and formats only
+# test-ray: what starts a Ray cluster · test-gpu: what needs a CUDA device. Further arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-case "${1:-}" in
+command=${1:-}
+shift || true
+case "$command" in
 check)
-    ruff format --check gemel_ray tests
-    ruff check gemel_ray tests
+    ruff format --check gemel_ray jobs tests
+    ruff check gemel_ray jobs tests
     lint-imports
     mypy
     ;;
-test) python -m pytest ;;
-test-pure) python -m pytest tests/pure ;;
+test) python -m pytest "$@" ;;
+test-pure) python -m pytest tests/pure "$@" ;;
+test-ray) python -m pytest -m ray "$@" ;;
+test-gpu) python -m pytest -m gpu "$@" ;;
 *)
-    echo "usage: tests/run.sh check|test|test-pure" >&2
+    echo "usage: tests/run.sh check|test|test-pure|test-ray|test-gpu [pytest arguments]" >&2
     exit 2
     ;;
 esac

@@ -17,7 +17,7 @@ class StreetsFeed(Strict):
     """A procedural street camera: labelled frames, the same for the same seed."""
 
     kind: Literal["streets"]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     frames: PositiveInt = 2000
     fps: Fps = 10
     width: Annotated[int, Field(ge=32, le=1920)] = 64

@@ -10,6 +10,32 @@ from pydantic_core import ErrorDetails
 
 from gemel_ray.spec.errors import nearest
 
+# What pydantic's errors say to somebody who writes YAML, by type of error.
+_PLAIN = {
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a smaller number",
+    "int_from_float": "must be a whole number",
+    "literal_error": "must be {expected}",
+    "string_type": "must be text (quotes make it so)",
+    "string_unicode": "must be text that can be written as UTF-8",
+    "string_too_short": "must not be empty",
+    "too_short": "needs {min_length} or more entries",
+    "tuple_type": "must be a list, such as [a, b]",
+    "dict_type": "must be a mapping, such as {{key: value}}",
+    "model_type": "must be a mapping, such as {{key: value}}",
+    "model_attributes_type": "must be a mapping, such as {{key: value}}",
+    "invalid_key": "the key must be text (quotes make it so)",
+}
+_LONGEST_VALUE = 80
+
 
 class Strict(BaseModel):
     """Frozen, and closed to unknown keys."""
@@ -17,10 +43,14 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line per problem: 'queries.0.fps: 0 ... (reason and the way out)'."""
-    details = [detail for detail in error.errors() if not _is_echo(detail, error.errors())]
-    return "\n".join(f"  {_where(detail)}: {_why(detail, model)}" for detail in details)
+def explain(error: ValidationError, model: type[BaseModel], data: object = None) -> str:
+    """One line per problem: 'queries.0 (cars).fps: must be more than 0, got 0'.
+
+    `data` is what was validated; with it, an entry of a list is shown by its name beside its place.
+    """
+    every = error.errors()
+    details = [detail for detail in every if not _is_echo(detail, every)]
+    return "\n".join(f"  {_where(detail, data)}: {_why(detail, model)}" for detail in details)
 
 
 def _is_echo(detail: ErrorDetails, every: list[ErrorDetails]) -> bool:
@@ -30,23 +60,64 @@ def _is_echo(detail: ErrorDetails, every: list[ErrorDetails]) -> bool:
     return detail["type"] == "too_short" and bool(below)
 
 
-def _where(detail: ErrorDetails) -> str:
-    return ".".join(str(part) for part in detail["loc"]) or "(top level)"
+def _where(detail: ErrorDetails, data: object) -> str:
+    shown = []
+    here = data
+    for part in detail["loc"]:
+        below = _below(here, part)
+        name = below.get("name") if isinstance(part, int) and isinstance(below, dict) else None
+        shown.append(f"{part} ({name})" if isinstance(name, str) else str(part))
+        # The tag of a union is part of the location, but not of the data.
+        here = here if below is None else below
+    return ".".join(shown) or "(top level)"
+
+
+def _below(here: object, part: int | str) -> object:
+    if isinstance(here, list) and isinstance(part, int) and part < len(here):
+        return here[part]
+    return here.get(part) if isinstance(here, dict) else None
 
 
 def _why(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    if detail["type"] == "extra_forbidden":
-        return f"unknown key; {nearest(str(detail['loc'][-1]), _fields_at(model, detail['loc'][:-1]))}"
-    if detail["type"] == "missing":
+    kind, value, place = detail["type"], detail.get("input"), detail["loc"]
+    context: Mapping[str, Any] = detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return f"unknown key; {nearest(str(place[-1]), _fields_at(model, place[:-1]))}"
+    if kind == "missing":
         return "is missing; add it"
-    message = detail["msg"].removeprefix("Value error, ")
-    value = repr(detail.get("input"))
-    told = detail["type"] == "value_error" and value in message
-    return message if told or len(value) > 80 else f"{message}, got {value}"
+    if kind == "union_tag_invalid":
+        return f"unknown kind {context['tag']!r}; {nearest(str(context['tag']), _kinds_at(model, place))}"
+    if kind == "union_tag_not_found":
+        return f"'kind' is missing; add it ({', '.join(sorted(_kinds_at(model, place)))})"
+    message = _PLAIN[kind].format(**context) if kind in _PLAIN else detail["msg"].removeprefix("Value error, ")
+    if kind == "json_invalid" or (kind == "value_error" and (isinstance(value, dict) or repr(value) in message)):
+        return message
+    return f"{message}, got {_shown(value)}{_fraction_hint(context, value)}"
+
+
+def _shown(value: object) -> str:
+    shown = "nothing" if value is None else repr(value)
+    return shown if len(shown) <= _LONGEST_VALUE else f"{shown[: _LONGEST_VALUE - 3]}..."
+
+
+def _fraction_hint(context: Mapping[str, Any], value: object) -> str:
+    """Percentages are the likeliest mistake where a fraction is wanted."""
+    if context.get("le") == 1 and isinstance(value, int | float) and 1 < value <= 100:
+        return f"; it is a fraction, so {value:g} % is written {value / 100:g}"
+    return ""
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
     """Keys that would have been valid where the unknown one stood."""
+    return {name for base in _models_at(model, location) for name in base.model_fields}
+
+
+def _kinds_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[str]:
+    """Kinds that would have been valid where the unknown one stood."""
+    return {kind for base in _models_at(model, location) for kind in _kinds(base)}
+
+
+def _models_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[type[BaseModel]]:
     here: list[type[BaseModel]] = [model]
     for part in location:
         # Tags of a union and list indexes appear in the location too; they lead nowhere and are skipped.
@@ -58,7 +129,7 @@ def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> set[s
         ]
         tagged = [base for base in here if str(part) in _kinds(base)]
         here = tagged or below or here
-    return {name for base in here for name in base.model_fields}
+    return here
 
 
 def _kinds(model: type[BaseModel]) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*")
 
 MIB = 2**20
+_MOST = 2**60
 
 
 def parse_bytes(size: object) -> int:
@@ -22,9 +23,11 @@ def parse_bytes(size: object) -> int:
         match = _SIZE.fullmatch(str(size))
         if match is None or match[2].upper() not in _UNITS:
             raise ValueError(f"{size!r} is not a size; write a number and a unit, such as '2GiB' or '512MiB'")
-        found = round(float(match[1]) * _UNITS[match[2].upper()])
+        found = round(min(float(match[1]) * _UNITS[match[2].upper()], _MOST))
     if found <= 0:
         raise ValueError(f"{size!r} must be more than zero bytes")
+    if found >= _MOST:
+        raise ValueError(f"{size!r} is more than any machine holds")
     return found
 
 

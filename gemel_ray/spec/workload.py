@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from gemel_ray.spec.errors import WorkloadError, nearest
 from gemel_ray.spec.feeds import FeedSpec, Fps, Fraction, PositiveInt
 from gemel_ray.spec.strict import Strict, explain
 from gemel_ray.spec.units import ByteSize
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _check_name(name: str) -> str:
+    if _NAME.fullmatch(name) is None:
+        raise ValueError(
+            f"{name!r} is not a name; use up to 64 letters, digits, '-' and '_', the first a letter or digit"
+        )
+    return name
+
+
+def _check_option(value: object) -> object:
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{value!r} is not an option; give text, a finite number, true or false")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
 Target = Annotated[float, Field(gt=0, le=1)]
-Milliseconds = Annotated[float, Field(gt=0)]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Option = Annotated[bool | int | float | str, BeforeValidator(_check_option)]
 SpecT = TypeVar("SpecT", bound=Strict)
 
 
@@ -34,7 +56,7 @@ class ModelSpec(Strict):
     # Frames are resized to this square before a classifier sees them; detectors resize themselves.
     input_size: PositiveInt = 224
     # Further keyword arguments of the builder, such as {min_size: 160} for a detector.
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    options: dict[str, Option] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _one_builder(self) -> ModelSpec:
@@ -106,10 +128,8 @@ class Workload(Strict):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Workload:
-        names = [query.name for query in self.queries]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two queries are named {name!r}; give each its own name")
+        _check_distinct("queries", (query.name for query in self.queries))
+        _check_distinct("nodes", (node.name for node in self.nodes))
         for query in self.queries:
             if query.feed not in self.feeds:
                 raise ValueError(f"query {query.name!r}: no feed {query.feed!r}; {nearest(query.feed, self.feeds)}")
@@ -128,6 +148,12 @@ class Workload(Strict):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def _check_distinct(what: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{count} {what} are named {name!r}; give each its own name")
+
+
 def load_workload(path: str | Path) -> Workload:
     """Read a workload file; its relative paths come back relative to the file's own folder.
 
@@ -135,11 +161,12 @@ def load_workload(path: str | Path) -> Workload:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise WorkloadError(f"{path}: cannot be read ({error.strerror}); give the path of a workload file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WorkloadError(f"{path}: is not valid YAML: {error}") from error
+    # Besides YAMLError: dates such as 2026-99-99, text that is not UTF-8, brackets nested without end.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise WorkloadError(f"{path}: is not valid YAML: {error}; correct it there") from error
     return parse_workload(data, source=str(path), base=path.resolve().parent)
 
 
@@ -148,29 +175,52 @@ def parse_workload(data: object, *, source: str, base: Path) -> Workload:
     if not isinstance(data, dict):
         raise WorkloadError(f"{source}: holds {type(data).__name__}, not a mapping with name, feeds and queries")
     try:
-        return _absolute(Workload.model_validate(data), base)
+        workload = Workload.model_validate(data)
     except ValidationError as error:
-        raise WorkloadError(f"{source}:\n{explain(error, Workload)}") from error
+        raise WorkloadError(f"{source}:\n{explain(error, Workload, data)}") from error
+    return _absolute(workload, base, source)
 
 
-def _absolute(workload: Workload, base: Path) -> Workload:
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; a feed would be gone."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, count in Counter(written).items():
+            if count > 1 and key != "<<":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is written {count} times in one mapping", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+def _absolute(workload: Workload, base: Path, source: str) -> Workload:
     feeds = {
-        name: _absolute_fields(feed, base, "path", "uri", "images", "annotations")
+        name: _absolute_fields(feed, base, f"{source}: feeds.{name}", "path", "uri", "images", "annotations")
         for name, feed in workload.feeds.items()
     }
     queries = tuple(
-        query.model_copy(update={"model": _absolute_fields(query.model, base, "weights")}) for query in workload.queries
+        query.model_copy(
+            update={"model": _absolute_fields(query.model, base, f"{source}: query {query.name!r}: model", "weights")}
+        )
+        for query in workload.queries
     )
     return workload.model_copy(update={"feeds": feeds, "queries": queries})
 
 
-def _absolute_fields(spec: SpecT, base: Path, *fields: str) -> SpecT:
+def _absolute_fields(spec: SpecT, base: Path, where: str, *fields: str) -> SpecT:
     found = {field: getattr(spec, field) for field in fields if isinstance(getattr(spec, field, None), str)}
-    return spec.model_copy(update={field: _absolute_path(value, base) for field, value in found.items()})
+    return spec.model_copy(
+        update={field: _absolute_path(value, base, f"{where}.{field}") for field, value in found.items()}
+    )
 
 
-def _absolute_path(value: str, base: Path) -> str:
+def _absolute_path(value: str, base: Path, where: str) -> str:
     """Leave URIs (rtsp://...) and torchvision:NAME alone."""
     if "://" in value or value.startswith("torchvision:"):
         return value
-    return str((base / Path(value).expanduser()).resolve())
+    try:
+        return str((base / Path(value).expanduser()).resolve())
+    except (ValueError, OSError, RuntimeError) as error:
+        # NUL characters, '~nobody/...', circles of links.
+        raise WorkloadError(f"{where}: {value!r} cannot be used as a path ({error}); correct it") from error

@@ -5,28 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from safetensors import torch as safetensors_torch
 
-from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.errors import StoreError, nearest
 from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import REMAINDER, BlobInfo
 from gemel_ray.weights.store import Store
+from gemel_ray.weights.tensors import Tensors, decode, put_tensors
 
-Tensors = Mapping[str, torch.Tensor]
 ReadTensors = Callable[[str], Tensors]
-
-
-def put_tensors(store: Store, tensors: Tensors) -> tuple[str, BlobInfo]:
-    """Store tensors as one blob; equal tensors give equal bytes."""
-    plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    data = safetensors_torch.save(plain)
-    return store.put_blob(data), BlobInfo(tensor_bytes=tensor_bytes(plain), file_bytes=len(data))
-
-
-def tensor_bytes(tensors: Tensors) -> int:
-    """Bytes the tensors take in memory."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def store_models(
@@ -37,20 +24,21 @@ def store_models(
 ) -> tuple[dict[str, dict[str, str]], dict[str, BlobInfo]]:
     """Write full state dicts (by query) as blobs; give back where each query's weights are, and what they weigh.
 
-    `layer_tensors` names the tensors of each shared layer below its path. Raises StoreError when layers that are
-    said to share do not hold equal weights.
+    `layer_tensors` names the tensors of each shared layer below its path. What is unchanged from an earlier release
+    is found in the store by content and written once. Raises StoreError when layers that are said to share do not
+    hold equal weights, or when a state dict lacks a tensor of a shared layer; blobs written by then stay unused.
     """
     weights: dict[str, dict[str, str]] = {query: {} for query in states}
     blobs: dict[str, BlobInfo] = {}
     taken: dict[str, set[str]] = {query: set() for query in states}
     for shared in configuration.shared:
-        first = shared.members[0]
-        sha, info = put_tensors(store, _layer(states, first, layer_tensors))
+        layers = {member: _layer(states, member, layer_tensors) for member in shared.members}
+        _check_equal(layers)
+        sha, info = put_tensors(store, layers[shared.members[0]])
         blobs[sha] = info
         for member in shared.members:
-            _check_equal(states, first, member, layer_tensors)
             weights[member.query][member.layer] = sha
-            taken[member.query] |= {f"{member.layer}.{name}" for name in layer_tensors[member]}
+            taken[member.query] |= {f"{member.layer}.{name}" for name in layers[member]}
     for query, state in states.items():
         sha, info = put_tensors(store, {name: tensor for name, tensor in state.items() if name not in taken[query]})
         blobs[sha] = info
@@ -61,17 +49,31 @@ def store_models(
 def _layer(
     states: Mapping[str, Tensors], ref: LayerRef, names: Mapping[LayerRef, tuple[str, ...]]
 ) -> dict[str, torch.Tensor]:
-    return {name: states[ref.query][f"{ref.layer}.{name}"] for name in names[ref]}
+    """The tensors of one shared layer, by their short names."""
+    if ref.query not in states or ref not in names:
+        raise StoreError(f"{ref} is to be shared, but its state dict or its tensor names were not given")
+    state = states[ref.query]
+    for name in names[ref]:
+        if f"{ref.layer}.{name}" not in state:
+            close = nearest(f"{ref.layer}.{name}", state)
+            raise StoreError(f"{ref} is to be shared, but its state dict has no {ref.layer}.{name}; {close}")
+    return {name: state[f"{ref.layer}.{name}"] for name in names[ref]}
 
 
-def _check_equal(
-    states: Mapping[str, Tensors], first: LayerRef, member: LayerRef, names: Mapping[LayerRef, tuple[str, ...]]
-) -> None:
-    one, other = _layer(states, first, names), _layer(states, member, names)
-    if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
-        raise StoreError(
-            f"{first} and {member} are said to share weights but hold different ones; nothing was published"
-        )
+def _check_equal(layers: Mapping[LayerRef, Tensors]) -> None:
+    first, *others = layers
+    for member in others:
+        if not _equal(layers[first], layers[member]):
+            raise StoreError(
+                f"{first} and {member} are said to share weights but hold different ones; nothing was published. "
+                "Store the models while their shared layers are bound together"
+            )
+
+
+def _equal(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+    )
 
 
 def load_state(read_tensors: ReadTensors, weights: Mapping[str, str]) -> dict[str, torch.Tensor]:
@@ -93,5 +95,5 @@ class BlobReader:
     def __call__(self, sha: str) -> Tensors:
         """The tensors of a blob; the same objects every time."""
         if sha not in self._held:
-            self._held[sha] = safetensors_torch.load(self._store.read_blob(sha))
+            self._held[sha] = decode(self._store.read_blob(sha))
         return self._held[sha]

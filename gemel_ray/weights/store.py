@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from gemel_ray.spec.strict import explain
 from gemel_ray.weights.files import Files
 
 _MANIFEST = re.compile(r"releases/(\d{6,})\.json")
+_BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
+_STATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -52,6 +56,10 @@ class Store:
         """The full path of something in the store, for messages."""
         return self._files.locate(name)
 
+    def locate_blob(self, sha: str) -> str:
+        """The full path of a blob, whether it is there or not."""
+        return self.locate(_blob_name(sha))
+
     # blobs
 
     def put_blob(self, data: bytes) -> str:
@@ -68,7 +76,7 @@ class Store:
     def read_blob(self, sha: str) -> bytes:
         """A blob's bytes, verified. Raises MissingBlobError or CorruptBlobError."""
         data = self._files.read(_blob_name(sha))
-        path = self.locate(_blob_name(sha))
+        path = self.locate_blob(sha)
         if data is None:
             raise MissingBlobError(f"{path} is missing; restore it from a copy of the store, or run the search again")
         found = hashlib.sha256(data).hexdigest()
@@ -103,28 +111,46 @@ class Store:
         number = self.head() if release is None else release
         data = None if number is None else self._files.read(_manifest_name(number))
         if number is None or data is None:
-            raise MissingReleaseError(f"{self.locate()} has no release {number}; it holds {self.releases() or 'none'}")
+            what = "HEAD names no release yet" if number is None else f"has no release {number}"
+            raise MissingReleaseError(f"{self.locate()} {what}; it holds {self.releases() or 'none'}")
+        path = self.locate(_manifest_name(number))
         try:
-            return Manifest.model_validate_json(data)
+            found = Manifest.model_validate_json(data)
         except ValidationError as error:
-            path = self.locate(_manifest_name(number))
             raise StoreError(f"{path} is not a manifest this version can read:\n{explain(error, Manifest)}") from error
+        if found.release != number:
+            raise StoreError(f"{path} describes release {found.release}; a release's file must keep its name")
+        return found
 
-    def publish(self, manifest: Manifest) -> Manifest:
+    def next_release(self) -> int:
+        """The number the next release would get; another publisher may take it first."""
+        return max(self.releases(), default=0) + 1
+
+    def publish(self, manifest: Manifest, *, head: bool = True) -> Manifest:
         """Write a manifest and make it HEAD; it comes back with the number it got, the next free one.
 
+        Publishers on one local disk wait for each other, so that HEAD never goes back to an earlier one's release.
         Raises MissingBlobError, and publishes nothing, when a blob it names is absent.
         """
         for sha in sorted(manifest.blobs):
             if not self.has_blob(sha):
-                raise MissingBlobError(f"{self.locate(_blob_name(sha))} is missing; put the blobs before the manifest")
+                raise MissingBlobError(f"{self.locate_blob(sha)} is missing; put the blobs before the manifest")
+        with self._files.exclusively():
+            numbered = self._write_manifest(manifest)
+            if head:
+                self.set_head(numbered.release)
+        _log.info(
+            "published release %d of %s: %d bytes, %d unmerged",
+            numbered.release, numbered.workload_name, numbered.bytes_after, numbered.bytes_before,
+        )  # fmt: skip
+        return numbered
+
+    def _write_manifest(self, manifest: Manifest) -> Manifest:
         while True:
-            number = max(self.releases(), default=0) + 1
+            number = self.next_release()
             numbered = manifest.model_copy(update={"release": number})
             if self._files.create(_manifest_name(number), numbered.model_dump_json(indent=1).encode()):
-                break
-        self.set_head(number)
-        return numbered
+                return numbered
 
     def set_head(self, release: int) -> None:
         """Make an existing release the one to serve."""
@@ -136,24 +162,32 @@ class Store:
 
     def read_state(self, name: str) -> dict[str, Any] | None:
         """What a search wrote down last, None where there is nothing."""
-        data = self._files.read(f"searches/{name}.json")
+        data = self._files.read(_state_name(name))
         if data is None:
             return None
         try:
             return dict(json.loads(data))
-        except (json.JSONDecodeError, TypeError, ValueError) as error:
-            path = self.locate(f"searches/{name}.json")
+        except (TypeError, ValueError) as error:
+            path = self.locate(_state_name(name))
             raise StoreError(f"{path} is damaged ({error}); remove it to start that search afresh") from error
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         """Write down what a search needs to be taken up again."""
-        self._files.write(f"searches/{name}.json", json.dumps(state).encode())
+        self._files.write(_state_name(name), json.dumps(state).encode())
 
     # verification
 
     def verify(self) -> list[Problem]:
         """Everything that is wrong with the store: damage, gaps, leftovers of interrupted writes."""
-        return [*self._verify_releases(), *self._verify_blobs(), *self._leftovers()]
+        return [*self._verify_releases(), *self._verify_head(), *self._verify_blobs(), *self._leftovers()]
+
+    def unused_blobs(self) -> list[str]:
+        """Blobs that no release names: tried by a search and not accepted, or not published yet. No damage.
+
+        Raises StoreError where a manifest cannot be read, since it may name any of them.
+        """
+        used = {sha for number in self.releases() for sha in self.manifest(number).blobs}
+        return [sha for sha in self._blobs() if sha not in used]
 
     def _verify_releases(self) -> list[Problem]:
         problems = []
@@ -168,22 +202,31 @@ class Store:
                 for sha in blobs
                 if not self.has_blob(sha)
             ]
-        head = self.head()
-        if head is not None and head not in self.releases():
-            problems.append(Problem("HEAD", f"points at release {head}, which does not exist"))
         return problems
+
+    def _verify_head(self) -> list[Problem]:
+        try:
+            head, releases = self.head(), self.releases()
+        except StoreError as error:
+            return [Problem("HEAD", str(error))]
+        if head is None and releases:
+            return [Problem("HEAD", f"is missing; write the release to serve into it, one of {releases}")]
+        if head is not None and head not in releases:
+            return [Problem("HEAD", f"points at release {head}, which does not exist; releases: {releases or 'none'}")]
+        return []
 
     def _verify_blobs(self) -> list[Problem]:
         problems = []
-        for name in self._files.names("blobs"):
-            sha = Path(name).stem
-            if _SHA256.fullmatch(sha) is None:
-                continue
+        for sha in self._blobs():
             try:
                 self.read_blob(sha)
             except StoreError as error:
-                problems.append(Problem(name, str(error)))
+                problems.append(Problem(_blob_name(sha), str(error)))
         return problems
+
+    def _blobs(self) -> list[str]:
+        matches = (_BLOB.fullmatch(name) for name in self._files.names("blobs"))
+        return [match[1] for match in matches if match]
 
     def _leftovers(self) -> list[Problem]:
         names = [name for folder in ("blobs", "releases", "searches") for name in self._files.names(folder)]
@@ -202,3 +245,9 @@ def _blob_name(sha: str) -> str:
 
 def _manifest_name(release: int) -> str:
     return f"releases/{release:06d}.json"
+
+
+def _state_name(name: str) -> str:
+    if _STATE.fullmatch(name) is None:
+        raise StoreError(f"{name!r} is not a search's name; use letters, digits, '-', '_' and '.'")
+    return f"searches/{name}.json"

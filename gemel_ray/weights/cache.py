@@ -1,0 +1,96 @@
+"""What an edge box keeps on its own disk: verified copies of blobs, and the last release that was complete."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, StoreError
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.strict import explain
+from gemel_ray.weights.files import Files
+from gemel_ray.weights.store import Store
+
+_LAST = "last_release.json"
+_log = logging.getLogger(__name__)
+
+
+class LocalCache:
+    """A store's blobs on local disk, fetched once. Goes on without the store for everything that is here already.
+
+    `store` is None where the store could not be opened at all, such as after a reboot without network.
+    """
+
+    def __init__(self, store: Store | None, folder: str | Path) -> None:
+        self._store = store
+        self._files = Files.at(Path(folder))
+        self._held = Store(self._files)
+
+    def fetch(self, sha: str) -> Path:
+        """The verified local file of a blob, copied from the store where it is not here or damaged.
+
+        Raises StoreError where the store does not give it.
+        """
+        path = Path(self._held.locate_blob(sha))
+        if not self._is_whole(sha):
+            self._held.put_blob(self._reachable(sha).read_blob(sha))
+        return path
+
+    def pull(self, release: int | None = None) -> Manifest:
+        """Fetch a release (HEAD's by default) whole and make it the last good one.
+
+        Where the store cannot be read or the release is incomplete, the last good one comes back instead and a
+        warning is logged; the StoreError is raised only where there is none.
+        """
+        try:
+            manifest = self._reachable("a release").manifest(release)
+            for sha in sorted(manifest.blobs):
+                self.fetch(sha)
+            self.save_manifest(manifest)
+        except StoreError as error:
+            last = self.last_manifest()
+            if last is None or release not in (None, last.release):
+                raise
+            _log.warning("serving release %d from local disk: %s", last.release, error)
+            return last
+        return manifest
+
+    def save_manifest(self, manifest: Manifest) -> None:
+        """Make a release the last good one. MissingBlobError, and the former stays, unless all its blobs are here."""
+        for sha in sorted(manifest.blobs):
+            if not self._held.has_blob(sha):
+                raise MissingBlobError(f"{self._held.locate_blob(sha)} is missing; fetch the release's blobs first")
+        self._files.write(_LAST, manifest.model_dump_json(indent=1).encode())
+
+    def last_manifest(self) -> Manifest | None:
+        """The last good release, None where there was none yet. StoreError where its file is damaged."""
+        data = self._files.read(_LAST)
+        if data is None:
+            return None
+        try:
+            return Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise StoreError(
+                f"{self._files.locate(_LAST)} is damaged; delete it and pull the release again:\n"
+                f"{explain(error, Manifest)}"
+            ) from error
+
+    def _is_whole(self, sha: str) -> bool:
+        try:
+            self._held.read_blob(sha)
+        except MissingBlobError:
+            return False
+        except CorruptBlobError as error:
+            _log.warning("fetching a blob again: %s", error)
+            return False
+        return True
+
+    def _reachable(self, wanted: str) -> Store:
+        if self._store is None:
+            raise StoreError(
+                f"{wanted} is not on local disk ({self._files.locate('')}) and the store cannot be reached; "
+                "restore the connection to the store"
+            )
+        return self._store
