@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from io import FileIO
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
 from gemel_ray.engine.blobs import BlobFile
 from gemel_ray.engine.memory import take
 from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
+
+# Where evicted weights come back from. 'memory': the system keeps files it has read in free memory, as a box with RAM
+# beside its GPU does. 'disk': it is told to forget them, as on a box whose RAM is the budget (a Jetson, a small PC).
+ReloadFrom = Literal["memory", "disk"]
 
 # Two pinned buffers of this size: one is filled from disk while the other crosses to the GPU.
 STAGING_BYTES = 32 << 20
@@ -26,27 +31,32 @@ class Copier(Protocol):
         ...
 
 
-def copier_for(device: torch.device) -> Copier:
+def copier_for(device: torch.device, reload_from: ReloadFrom = "memory") -> Copier:
     """The copier of a CPU or CUDA device."""
-    return CudaCopier(device) if device.type == "cuda" else HostCopier()
+    return CudaCopier(device, reload_from) if device.type == "cuda" else HostCopier(reload_from)
 
 
 class HostCopier:
     """Reads straight into the memory taken: one copy, by the kernel, with the interpreter lock released."""
+
+    def __init__(self, reload_from: ReloadFrom = "memory") -> None:
+        self._reload_from = reload_from
 
     def copy_in(self, blob: BlobFile) -> torch.Tensor:
         """See Copier."""
         memory = take(blob.data_bytes, torch.device("cpu"))
         with _at_data(blob) as file:
             _fill(memory, file)
+            _leave(file, self._reload_from)
         return memory
 
 
 class CudaCopier:
     """Reads into pinned memory and copies from there on a stream of its own, so that computing goes on meanwhile."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, reload_from: ReloadFrom = "memory") -> None:
         self.device = device
+        self._reload_from = reload_from
         self.stream = torch.cuda.Stream(device)
         self._staging = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._emptied = [torch.cuda.Event() for _ in range(2)]
@@ -62,6 +72,7 @@ class CudaCopier:
                 _fill(staging, file)
                 piece.copy_(staging, non_blocking=True)
                 emptied.record(self.stream)
+            _leave(file, self._reload_from)
         self.stream.synchronize()
         return memory
 
@@ -73,6 +84,12 @@ def _at_data(blob: BlobFile) -> FileIO:
         raise MissingBlobError(f"{blob.path.name} cannot be read ({error.strerror}); fetch it again") from error
     file.seek(blob.data_offset)
     return file
+
+
+def _leave(file: FileIO, reload_from: ReloadFrom) -> None:
+    """Let the system forget what was read, where its memory is not there for it; elsewhere than Linux it cannot."""
+    if reload_from == "disk" and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _fill(memory: torch.Tensor, file: FileIO) -> None:

@@ -12,6 +12,7 @@ import torch
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.engine import profiling, replaying
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
+from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
@@ -32,16 +33,23 @@ class Engine:
     """Answers frames with a release's models in at most `budget_bytes` of weights and workspace."""
 
     def __init__(
-        self, *, budget_bytes: int, device: str = "auto", allow_factories: bool = False, threads: int | None = None
+        self,
+        *,
+        budget_bytes: int,
+        device: str = "auto",
+        allow_factories: bool = False,
+        threads: int | None = None,
+        reload_from: ReloadFrom = "memory",
     ) -> None:
         """`device` is 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'; `threads` bounds a CPU inference.
 
-        Raises InputError for a device that is not there.
+        `reload_from` says where evicted weights come back from, see engine.copying. Raises InputError for a device that is not there.
         """
         self.budget_bytes = budget_bytes
         self.device = find_device(device)
         self._allow_factories = allow_factories
         self._threads = threads
+        self._reload_from = reload_from
         self._run: ReleaseRun | None = None
         self._lock = threading.Lock()
 
@@ -104,14 +112,14 @@ class Engine:
         skeletons = build_skeletons(manifest, blobs, self.device, allow_factories=self._allow_factories)
         if profile is None:
             profile = profiling.profile_skeletons(
-                manifest, skeletons, blobs, self.device, budget_bytes=self.budget_bytes
+                manifest, skeletons, blobs, Residence(self.device, self._reload_from), budget_bytes=self.budget_bytes
             )
         most = max(size for query in profile.queries.values() for size in query.batch_sizes)
         plan = plan_node(manifest, profile, budget_bytes=self.budget_bytes, max_batch=most, overlap=True)
         device = TorchDevice(
             skeletons,
             blobs,
-            Residence(self.device),
+            Residence(self.device, self._reload_from),
             Ledger(self.budget_bytes),
             refetch=lambda weight: open_blob(fetch(weight)),
             threads=self._threads,

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gemel_ray.engine.blobs import BlobFile, Fetch, open_blobs
+from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.workspace import Work, peak_bytes
@@ -43,6 +44,7 @@ def measure_profile(
     frame_height_width: tuple[int, int] | None = None,
     budget_bytes: float = math.inf,
     allow_factories: bool = False,
+    reload_from: ReloadFrom = "memory",
 ) -> DeviceProfile:
     """Load and run every query by itself, one after the other, on frames of noise; medians of `repeats`.
 
@@ -56,7 +58,7 @@ def measure_profile(
         manifest,
         skeletons,
         blobs,
-        place,
+        Residence(place, reload_from),
         batch_sizes,
         repeats,
         frame_height_width=frame_height_width,
@@ -68,15 +70,14 @@ def profile_skeletons(
     manifest: Manifest,
     skeletons: Mapping[str, Skeleton],
     blobs: Mapping[str, BlobFile],
-    device: torch.device,
+    residence: Residence,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     repeats: int = 3,
     *,
     frame_height_width: tuple[int, int] | None = None,
     budget_bytes: float = math.inf,
 ) -> DeviceProfile:
-    """`measure_profile` for models that are built already."""
-    residence = Residence(device)
+    """`measure_profile` for models that are built already, through an empty residence."""
     loads: list[Sample] = []
     queries: dict[str, QueryProfile] = {}
     for name, skeleton in skeletons.items():
@@ -87,9 +88,9 @@ def profile_skeletons(
         for weight in skeleton.weights:
             residence.evict(weight)
     fixed_ms, bytes_per_ms = fit_loads(loads)
-    log.info("profiled %d queries on %s: %.0f bytes a ms loaded", len(queries), device, bytes_per_ms)
+    log.info("profiled %d queries on %s: %.0f bytes a ms loaded", len(queries), residence.device, bytes_per_ms)
     return DeviceProfile(
-        device=device_name(device),
+        device=device_name(residence.device),
         estimated=False,
         load_fixed_ms=fixed_ms,
         load_bytes_per_ms=bytes_per_ms,

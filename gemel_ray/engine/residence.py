@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 
 from gemel_ray.engine.blobs import BlobFile, TensorPlace
-from gemel_ray.engine.copying import copier_for
+from gemel_ray.engine.copying import ReloadFrom, copier_for
 from gemel_ray.spec.errors import CorruptBlobError
 
 Tensors = Mapping[str, torch.Tensor]
@@ -21,9 +21,9 @@ class Residence:
     after `evict`. Loads come from one thread at a time.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, reload_from: ReloadFrom = "memory") -> None:
         self.device = device
-        self._copier = copier_for(device)
+        self._copier = copier_for(device, reload_from)
         self._held: dict[str, Tensors] = {}
 
     def load(self, weight: str, blob: BlobFile, expected_bytes: int) -> None:

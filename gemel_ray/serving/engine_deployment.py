@@ -64,7 +64,13 @@ class EngineReplica:
 def _engine(node: NodeOptions, *, allow_factories: bool) -> Engine:
     # Ray holds a process that books less than one CPU to a single thread, so the number is always given.
     threads = node.threads or os.cpu_count()
-    return Engine(budget_bytes=node.memory, device=node.device, allow_factories=allow_factories, threads=threads)
+    return Engine(
+        budget_bytes=node.memory,
+        device=node.device,
+        allow_factories=allow_factories,
+        threads=threads,
+        reload_from=node.reload_from,
+    )
 
 
 def _writable(image: Image) -> Image:

@@ -28,6 +28,8 @@ class NodeOptions(Strict):
     # Shares of the Ray node that are booked; they bound nothing. The engine mostly waits.
     num_cpus: Share = 0.1
     num_gpus: Share = 0
+    # Where evicted weights come back from: memory the system has to spare, or always the disk.
+    reload_from: Literal["memory", "disk"] = "memory"
     # Threads of one inference on a CPU; None takes all cores.
     threads: Annotated[int, Field(gt=0)] | None = None
 

@@ -2,6 +2,7 @@
 
 import gc
 import mmap
+import os
 import weakref
 from pathlib import Path
 
@@ -149,3 +150,27 @@ def test_a_file_that_is_gone_is_missing(blob):
         open_blob(blob.path)
     with pytest.raises(MissingBlobError):
         Residence(torch.device("cpu")).load("a", blob, blob.data_bytes)
+
+
+def is_cached(path):
+    """Whether the system would give the file's first bytes without asking the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.preadv(descriptor, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="only Linux tells what it keeps of files")
+def test_a_box_whose_memory_is_the_budget_keeps_no_copy_of_weights_in_the_page_cache(blob):
+    with blob.path.open("rb") as file:
+        os.fsync(file.fileno())
+    Residence(torch.device("cpu"), "memory").load("w", blob, blob.data_bytes)
+    if not is_cached(blob.path):
+        pytest.skip("this file system keeps nothing of files in memory")
+    Residence(torch.device("cpu"), "disk").load("w", blob, blob.data_bytes)
+    assert not is_cached(blob.path)
