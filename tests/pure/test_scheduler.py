@@ -266,7 +266,8 @@ def test_a_query_is_answered_after_at_most_one_turn_of_each_other_query(data):
     rounds = data.draw(st.integers(1, 3))
     names = [query.name for query in plan.queries]
     batch = {query.name: query.batch_size for query in plan.queries}
-    frames = [kept(name, 0) for name in names for _ in range(rounds * batch[name])]
+    asked = [name for name in names for _ in range(rounds * batch[name])]
+    frames = [kept(name, number) for number, name in enumerate(asked)]
     turns = [infer.query for infer in of_type(play(plan, frames), Infer)]
     # The very first frame is served as soon as it is heard of; from then on everything is pending.
     for start in range(1, len(turns) - len(names)):
