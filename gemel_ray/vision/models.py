@@ -13,6 +13,7 @@ from torch import nn
 from gemel_ray.spec.errors import ModelError, nearest
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.slim import SLIM_BUILDERS
+from gemel_ray.vision.slim_detectors import SLIM_DETECTORS
 
 Builder = Callable[..., nn.Module]
 TaskName = Literal["classification", "detection"]
@@ -25,7 +26,7 @@ _AUXILIARY = frozenset({"googlenet", "inception_v3"})
 def architectures(task: TaskName) -> frozenset[str]:
     """Names that `architecture` may take for a task."""
     if task == "detection":
-        return frozenset(torchvision.models.list_models(module=torchvision.models.detection))
+        return frozenset(torchvision.models.list_models(module=torchvision.models.detection)) | SLIM_DETECTORS.keys()
     return frozenset(torchvision.models.list_models(module=torchvision.models)) | SLIM_BUILDERS.keys()
 
 
@@ -69,8 +70,9 @@ def build_model(spec: ModelSpec, *, allow_factories: bool = False) -> nn.Module:
 
 def _builder(spec: ModelSpec) -> Builder:
     name = spec.architecture or ""
-    if name in SLIM_BUILDERS:
-        return SLIM_BUILDERS[name]
+    slim: dict[str, Builder] = {**SLIM_BUILDERS, **SLIM_DETECTORS}
+    if name in slim:
+        return slim[name]
     fixed: dict[str, Any] = {"weights": None}
     if task_of(spec) == "detection":
         fixed["weights_backbone"] = None
