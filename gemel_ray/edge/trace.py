@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemel_ray.edge.device import Device
-from gemel_ray.spec.actions import Action, Arrived, Done, Event, Verdict
+from gemel_ray.spec.actions import Action, Arrived, Done, Event, Infer, Load, Verdict
 
 
 class Trace:
@@ -15,6 +15,10 @@ class Trace:
         self.started: list[tuple[float, Action]] = []
         self.events: list[Event] = []
         self.verdicts: list[Verdict] = []
+        # The most bytes that weights and workspace took together: an account independent of any ledger.
+        self.peak_bytes = 0
+        self._held_bytes = 0
+        self._weight_bytes: dict[str, int] = {}
 
     @property
     def budget_bytes(self) -> int:
@@ -40,13 +44,29 @@ class Trace:
         now_ms = self._device.now_ms()
         self._device.start(action)
         self.started.append((now_ms, action))
+        if isinstance(action, Load):
+            self._weight_bytes[action.weight] = action.bytes
+            self._held_bytes += action.bytes
+        elif isinstance(action, Infer):
+            self._held_bytes += action.workspace_bytes
+        else:
+            self._held_bytes -= self._weight_bytes.pop(action.weight)
+        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
 
     def next_event(self) -> Event | None:
         """See Device."""
         event = self._device.next_event()
         if event is not None:
             self.events.append(event)
+        if isinstance(event, Done):
+            self._end(event)
         return event
+
+    def _end(self, done: Done) -> None:
+        if isinstance(done.action, Infer):
+            self._held_bytes -= done.action.workspace_bytes
+        elif done.failure is not None:
+            self._held_bytes -= self._weight_bytes.pop(done.action.weight)
 
     def hear(self, verdict: Verdict) -> None:
         """The callback for verdicts."""

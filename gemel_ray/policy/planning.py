@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from gemel_ray.policy.batching import Demand, choose_batch_sizes
 from gemel_ray.policy.duty_cycle import Round, TurnCost, bundle
@@ -15,43 +17,68 @@ from gemel_ray.spec.release import Manifest
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class ServedQuery:
+    """One query as a node serves it: the weights it needs resident, how many frames come, how soon each is due."""
+
+    weights: tuple[str, ...]
+    fps: float
+    slo_ms: float
+
+
 def plan_node(
     manifest: Manifest, profile: DeviceProfile, *, budget_bytes: int, max_batch: int = 8, overlap: bool = True
 ) -> EdgePlan:
-    """Order and batch sizes for all of a release's queries on one device.
+    """`plan_queries` for all of a release's queries on one device."""
+    queries = {
+        name: ServedQuery(manifest.blobs_of(name), released.query.fps, released.query.slo_ms)
+        for name, released in manifest.queries.items()
+    }
+    weight_bytes = {blob: manifest.blobs[blob].tensor_bytes for query in queries.values() for blob in query.weights}
+    return plan_queries(queries, weight_bytes, profile, budget_bytes=budget_bytes, max_batch=max_batch, overlap=overlap)
+
+
+def plan_queries(
+    queries: Mapping[str, ServedQuery],
+    weight_bytes: Mapping[str, int],
+    profile: DeviceProfile,
+    *,
+    budget_bytes: int,
+    max_batch: int = 8,
+    overlap: bool = True,
+    keep_order: bool = False,
+) -> EdgePlan:
+    """Order and batch sizes for queries on one device; with `keep_order` the order is the given one.
 
     Only measured batch sizes up to `max_batch` are chosen; between measured ones the costs of the next larger count.
     A profile that starts above 1 counts as if it started at 1. Raises OverBudgetError when one query alone does not
     fit, ServingError when the profile lacks a query.
     """
-    weights = {name: manifest.blobs_of(name) for name in manifest.queries}
-    weight_bytes = {blob: manifest.blobs[blob].tensor_bytes for needed in weights.values() for blob in needed}
-    load_ms = {blob: profile.load_ms(count_bytes) for blob, count_bytes in weight_bytes.items()}
+    weights = {name: query.weights for name, query in queries.items()}
+    load_ms = {weight: profile.load_ms(count_bytes) for weight, count_bytes in weight_bytes.items()}
     costs = {
         name: _fitting_costs(
             name,
             _profile_of(name, profile),
-            sum(weight_bytes[blob] for blob in weights[name]),
+            sum(weight_bytes[weight] for weight in weights[name]),
             budget_bytes=budget_bytes,
             max_batch=max_batch,
         )
-        for name in manifest.queries
+        for name in queries
     }
-    order = choose_order(
-        weights,
-        weight_bytes,
-        budget_bytes=budget_bytes,
-        workspace_bytes={name: by_size[1].workspace_bytes for name, by_size in costs.items()},
-    )
+    workspace_bytes = {name: by_size[1].workspace_bytes for name, by_size in costs.items()}
+    order = tuple(queries)
+    if not keep_order:
+        order = choose_order(weights, weight_bytes, budget_bytes=budget_bytes, workspace_bytes=workspace_bytes)
     chosen = choose_batch_sizes(
         Round(order, bundle(weights, weight_bytes, load_ms)),
-        {name: _demand(manifest, name, by_size) for name, by_size in costs.items()},
+        {name: Demand(query.fps, query.slo_ms, costs[name]) for name, query in queries.items()},
         budget_bytes=budget_bytes,
         overlap=overlap,
     )
     log.info(
-        "plan for release %d: %d queries in %d bytes, duty cycle %.1f ms, worst goodput %.3f",
-        manifest.release, len(order), budget_bytes, chosen.cycle_ms, chosen.score[0],
+        "plan: %d queries in %d bytes, duty cycle %.1f ms, worst goodput %.3f",
+        len(order), budget_bytes, chosen.cycle_ms, chosen.score[0],
     )  # fmt: skip
     planned = tuple(_planned(name, weights[name], chosen.sizes[name], _profile_of(name, profile)) for name in order)
     return EdgePlan(planned, weight_bytes, load_ms, budget_bytes, overlap)
@@ -64,11 +91,6 @@ def _profile_of(name: str, profile: DeviceProfile) -> QueryProfile:
             "profile this release on this device"
         )
     return profile.queries[name]
-
-
-def _demand(manifest: Manifest, name: str, costs: dict[int, TurnCost]) -> Demand:
-    query = manifest.queries[name].query
-    return Demand(query.fps, query.slo_ms, costs)
 
 
 def _cost(profile: QueryProfile, batch_size: int) -> TurnCost:

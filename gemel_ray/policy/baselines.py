@@ -1,0 +1,99 @@
+"""Ways to run the same queries on one node, ours among them, to be compared in one harness.
+
+The one thing they all have in common is the scheduler: turns in a fixed order, late frames dropped, newest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from gemel_ray.policy.planning import plan_queries
+from gemel_ray.policy.sharing import (
+    Holding,
+    Models,
+    Sharing,
+    as_released,
+    bit_identical_layers,
+    common_stems,
+    merged_layers,
+    private_layers,
+    whole_models,
+)
+from gemel_ray.spec.errors import InputError, nearest
+from gemel_ray.spec.plan import EdgePlan
+from gemel_ray.spec.profile import DeviceProfile
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is shared, in which order queries take turns, what is evicted, and whether loads hide behind inferences."""
+
+    about: str
+    sharing: Sharing
+    eviction: str = "furthest_next_use"
+    overlap: bool = True
+    # The order of fewest bytes moved, or the given one.
+    plans_order: bool = True
+    max_batch: int = 8
+    # Memory for everything, whatever the node has.
+    has_all_memory: bool = False
+
+
+POLICIES: Mapping[str, Policy] = {
+    "ours_merged": Policy("merged, planned order and batches, layers evicted by furthest next use", merged_layers),
+    "ours_released": Policy("the same with the weight sets that a release stores: what the engine does", as_released),
+    "ours": Policy("the same without any sharing", private_layers),
+    "time_space_merged": Policy(
+        "merged, given order, most recently used evicted, loads overlap: GEMEL's edge",
+        merged_layers, "most_recently_used", plans_order=False,
+    ),
+    "time_space": Policy(
+        "whole models in given order, most recently used evicted, overlap: GEMEL's variant of Nexus (section 3.2)",
+        whole_models, "most_recently_used", plans_order=False,
+    ),
+    "model_lru": Policy(
+        "whole models, least recently used evicted, one frame at a time: serve.multiplexed and its like",
+        whole_models, "least_recently_used", overlap=False, plans_order=False, max_batch=1,
+    ),
+    "dedup": Policy("ours, sharing only what was bit-identical before any merge", bit_identical_layers),
+    "stem": Policy("ours, sharing only a common prefix of layers: Mainstream", common_stems),
+    "everything_resident": Policy("memory for everything, nothing shared: the upper bound", whole_models,
+                                  has_all_memory=True),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPlan:
+    """What a policy makes of a node's queries: a plan, and the eviction policy to run it with."""
+
+    plan: EdgePlan
+    eviction: str
+
+
+def find_policy(name: str) -> Policy:
+    """The policy of that name; InputError names the nearest one."""
+    if name not in POLICIES:
+        raise InputError(f"no policy {name!r}; {nearest(name, POLICIES)}")
+    return POLICIES[name]
+
+
+def plan_policy(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> PolicyPlan:
+    """Raises OverBudgetError when one query alone does not fit, ServingError when the profile lacks a query."""
+    holding = policy.sharing(models)
+    plan = plan_queries(
+        holding.queries,
+        holding.weight_bytes,
+        profile,
+        budget_bytes=_ample_bytes(holding, profile) if policy.has_all_memory else budget_bytes,
+        max_batch=policy.max_batch,
+        overlap=policy.overlap,
+        keep_order=not policy.plans_order,
+    )
+    return PolicyPlan(plan, policy.eviction)
+
+
+def _ample_bytes(holding: Holding, profile: DeviceProfile) -> int:
+    return holding.total_bytes + max(
+        max(profile.queries[name].workspace_bytes.values()) for name in holding.queries if name in profile.queries
+    )

@@ -1,0 +1,160 @@
+"""Forms of sharing: which weight sets a node holds for the same models, from none shared to all that a merge shares."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gemel_ray.policy.planning import ServedQuery
+from gemel_ray.spec.release import Manifest
+
+# Layers that the same queries use are loaded together, in pieces of at least so many bytes, since each load has a
+# fixed cost of its own.
+PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLayer:
+    """A layer, or any part of a model that is loaded by itself.
+
+    Layers of equal `merged` share one copy after the merge; those of equal `original` were bit-identical before it.
+    """
+
+    bytes: int
+    merged: str
+    original: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One query's model, its layers in order of appearance, and what is asked of it."""
+
+    layers: tuple[ModelLayer, ...]
+    fps: float
+    slo_ms: float
+
+
+Models = Mapping[str, ServedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a node is to hold: queries in the given order, and the bytes of each weight set they name."""
+
+    queries: Mapping[str, ServedQuery]
+    weight_bytes: Mapping[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all weight sets, each once."""
+        return sum(self.weight_bytes.values())
+
+
+Sharing = Callable[[Models], Holding]
+
+
+def models_of(manifest: Manifest) -> dict[str, ServedModel]:
+    """A release's models. It knows no order of layers and no originals: blobs come in order of module path, and only
+    what is merged counts as bit-identical nowhere."""
+    return {
+        name: ServedModel(
+            tuple(
+                ModelLayer(manifest.blobs[blob].tensor_bytes, merged=blob, original=f"{name}/{path}")
+                for path, blob in sorted(released.weights.items())
+            ),
+            released.query.fps,
+            released.query.slo_ms,
+        )
+        for name, released in manifest.queries.items()
+    }
+
+
+def whole_models(models: Models) -> Holding:
+    """Nothing shared, and every model one weight set that comes and goes as a whole."""
+    queries = {name: ServedQuery((name,), model.fps, model.slo_ms) for name, model in models.items()}
+    return Holding(queries, {name: sum(layer.bytes for layer in model.layers) for name, model in models.items()})
+
+
+def private_layers(models: Models) -> Holding:
+    """Nothing shared, loaded and evicted in pieces."""
+    copies = {name: [f"{name}/{depth}" for depth in range(len(model.layers))] for name, model in models.items()}
+    return in_pieces(models, copies, PIECE_BYTES)
+
+
+def bit_identical_layers(models: Models) -> Holding:
+    """Only layers that were bit-identical before any merge share a copy: what deduplication finds by itself."""
+    copies = {name: [layer.original for layer in model.layers] for name, model in models.items()}
+    return in_pieces(models, copies, PIECE_BYTES)
+
+
+def merged_layers(models: Models) -> Holding:
+    """All that the merge shares, loaded and evicted in pieces."""
+    return in_pieces(models, _merged(models), PIECE_BYTES)
+
+
+def as_released(models: Models) -> Holding:
+    """All that the merge shares, in the weight sets of a release: each shared layer, and the rest of each model."""
+    return in_pieces(models, _merged(models), None)
+
+
+def common_stems(models: Models) -> Holding:
+    """Of what the merge shares, only a common prefix of layers from the input on, as in Mainstream (ATC'18).
+
+    Memory only: where two queries ask about the same feed, Mainstream also computes the prefix once.
+    """
+    merged = _merged(models)
+    users = Counter(tuple(copies[: depth + 1]) for copies in merged.values() for depth in range(len(copies)))
+    return in_pieces(models, {name: _stem(name, copies, users) for name, copies in merged.items()}, PIECE_BYTES)
+
+
+def _merged(models: Models) -> dict[str, list[str]]:
+    return {name: [layer.merged for layer in model.layers] for name, model in models.items()}
+
+
+def _stem(name: str, copies: Sequence[str], users: Mapping[tuple[str, ...], int]) -> list[str]:
+    shared = sum(users[tuple(copies[: depth + 1])] > 1 for depth in range(len(copies)))
+    return [*copies[:shared], *(f"{name}/{depth}" for depth in range(shared, len(copies)))]
+
+
+def in_pieces(models: Models, copies: Mapping[str, Sequence[str]], piece_bytes: int | None) -> Holding:
+    """Put copies that the same queries use together, in order of appearance, until a piece has enough bytes.
+
+    `copies` names, for every query, the copy that each of its layers uses. With None for `piece_bytes` a copy that
+    several queries use stays by itself, and all others of a query are one piece.
+    """
+    copy_bytes = {
+        copy: layer.bytes
+        for name, model in models.items()
+        for copy, layer in zip(copies[name], model.layers, strict=True)
+    }
+    piece_of = _pieces(copies, copy_bytes, piece_bytes)
+    weight_bytes: Counter[str] = Counter()
+    for copy, count_bytes in copy_bytes.items():
+        weight_bytes[piece_of[copy]] += count_bytes
+    queries = {
+        name: ServedQuery(tuple(dict.fromkeys(piece_of[copy] for copy in copies[name])), model.fps, model.slo_ms)
+        for name, model in models.items()
+    }
+    return Holding(queries, dict(weight_bytes))
+
+
+def _pieces(
+    copies: Mapping[str, Sequence[str]], copy_bytes: Mapping[str, int], piece_bytes: int | None
+) -> dict[str, str]:
+    """The piece of each copy, named after its first user, how many others there are, and a number."""
+    users: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, used in copies.items():
+        for copy in used:
+            users[copy][name] = None
+    filling: dict[tuple[str, ...], tuple[str, int]] = {}
+    piece_of = {}
+    for number, (copy, count_bytes) in enumerate(copy_bytes.items()):
+        together = tuple(users[copy])
+        piece, filled_bytes = filling.get(together, ("", 0))
+        is_full = filled_bytes >= piece_bytes if piece_bytes is not None else len(together) > 1
+        if not piece or is_full:
+            piece, filled_bytes = f"{together[0]}+{len(together) - 1}#{number}", 0
+        filling[together] = (piece, filled_bytes + count_bytes)
+        piece_of[copy] = piece
+    return piece_of
