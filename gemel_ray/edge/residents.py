@@ -128,10 +128,10 @@ class Residents:
         self, query: PlannedQuery, needed: Sequence[str], workspace_bytes: int, *, pinned: Collection[str]
     ) -> Swap:
         turn, cycle = self._turn_of[query.name], len(self._plan.queries)
-        first_to_go = {
-            weight: self._eviction(turns_ahead(self._turns[weight], turn, cycle), self._turns_ago(weight))
-            for weight in self._held
-        }
+
+        def first_to_go(weight: str) -> float:
+            return self._eviction(turns_ahead(self._turns[weight], turn, cycle), self._turns_ago(weight))
+
         return plan_ahead(
             self._held,
             needed,

@@ -49,7 +49,7 @@ def cycle_bytes(
                 weights[query],
                 weight_bytes,
                 budget_bytes=budget_bytes - workspace_bytes.get(query, 0),
-                next_use={weight: ahead[needing[weight]] for weight in resident},
+                next_use={weight: ahead[needing[weight]] for weight in resident}.__getitem__,
             )
             resident = (resident - {*swap.evict}) | {*swap.load}
             loaded_bytes += sum(weight_bytes[weight] for weight in swap.load)

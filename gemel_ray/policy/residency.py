@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gemel_ray.spec.errors import OverBudgetError
@@ -23,14 +22,14 @@ def plan_swap(
     weight_bytes: Mapping[str, int],
     *,
     budget_bytes: int,
-    next_use: Mapping[str, float],
+    next_use: Callable[[str], float],
     pinned: Collection[str] = frozenset(),
 ) -> Swap:
     """Make every needed weight resident within the budget, loading exactly the missing ones.
 
     `next_use` says how far off each resident weight's next use is: what is furthest goes first (Belady's rule, the
-    best there is where weights are small against the budget), a weight without an entry before all others. Needed
-    and pinned weights stay. Raises OverBudgetError when they alone exceed the budget.
+    best there is where weights are small against the budget). It is only asked when room is short. Needed and pinned
+    weights stay. Raises OverBudgetError when they alone exceed the budget.
     """
     kept_bytes = _total({*needed, *(weight for weight in pinned if weight in resident)}, weight_bytes)
     if kept_bytes > budget_bytes:
@@ -47,7 +46,7 @@ def plan_ahead(
     weight_bytes: Mapping[str, int],
     *,
     budget_bytes: int,
-    next_use: Mapping[str, float],
+    next_use: Callable[[str], float],
     pinned: Collection[str] = frozenset(),
 ) -> Swap:
     """As `plan_swap`, but loads only those missing weights that fit beside pinned ones, and never raises.
@@ -76,11 +75,11 @@ def _that_fit(missing: Iterable[str], weight_bytes: Mapping[str, int], room_byte
 
 
 def _victims(
-    candidates: Iterable[str], weight_bytes: Mapping[str, int], next_use: Mapping[str, float], over_bytes: int
+    candidates: Iterable[str], weight_bytes: Mapping[str, int], next_use: Callable[[str], float], over_bytes: int
 ) -> tuple[str, ...]:
     """What frees at least `over_bytes`: furthest next use first; of equals the largest, so that few are moved."""
     chosen: list[str] = []
-    for weight in sorted(candidates, key=lambda name: (-next_use.get(name, math.inf), -weight_bytes[name], name)):
+    for weight in sorted(candidates, key=lambda name: (-next_use(name), -weight_bytes[name], name)):
         if over_bytes <= 0:
             break
         chosen.append(weight)
