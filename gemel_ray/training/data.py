@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from gemel_ray.policy.splits import Split, split_frames
-from gemel_ray.spec.answers import Answer, Box
+from gemel_ray.spec.answers import Answer, Box, Classified, Detected
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import FeedSpec
 from gemel_ray.spec.workload import Query
 from gemel_ray.vision.feeds import open_feed
 from gemel_ray.vision.feeds.labels import boxes_of, class_of, unknown_classes
+from gemel_ray.vision.metrics import Score, compare
+from gemel_ray.vision.models import task_of
 from gemel_ray.vision.tasks import Image, Task, task_for
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "gate")
@@ -30,6 +32,7 @@ class SplitData:
     images: tuple[Image, ...] | np.ndarray
     # Class index of each frame from the feed's labels, -1 where unknown.
     labels: np.ndarray
+    # The objects of each frame; empty where the feed does not box them.
     boxes: tuple[tuple[Box, ...], ...] = ()
     # The original's logits (classification) and answers, once `with_teacher` has run.
     logits: np.ndarray | None = None
@@ -63,15 +66,12 @@ def read_query_data(query: Query, feed_spec: FeedSpec, *, needs_labels: bool = F
         )
     frames = list(feed.frames())
     labels = [class_of(frame, classes) for frame in frames]
-    if needs_labels and any(label is None for label in labels):
-        raise FeedError(
-            f"query {query.name!r}: feed {query.feed!r} carries no labels to train an original from; give the model's "
-            "'weights', or use a feed with labels"
-        )
+    boxes = [boxes_of(frame, classes) for frame in frames]
+    if needs_labels:
+        _check_labels(query, boxes if task_of(query.model) == "detection" else labels)
     task = task_for(query.model, query.score_threshold)
     sides = split_frames(labels, [frame.split for frame in frames])
     pixels = [task.pixels(frame.image) for frame in frames]
-    boxes = [boxes_of(frame, classes) or () for frame in frames]
     splits = {side: _pick(side, sides, pixels, labels, boxes, classes) for side in SPLITS}
     _check_sizes(query, splits)
     return QueryData(query, splits)
@@ -82,21 +82,31 @@ def _pick(
     sides: Sequence[Split | None],
     pixels: Sequence[Image],
     labels: Sequence[str | None],
-    boxes: Sequence[tuple[Box, ...]],
+    boxes: Sequence[tuple[Box, ...] | None],
     classes: tuple[str, ...],
 ) -> SplitData:
     places = [place for place, found in enumerate(sides) if found == side]
+    boxed = [found for place in places if (found := boxes[place]) is not None]
     index = {name: number for number, name in enumerate(classes)}
     return SplitData(
-        images=_stacked([pixels[place] for place in places]),
+        images=stacked([pixels[place] for place in places]),
         labels=np.array([index.get(labels[place] or "", -1) for place in places], dtype=np.int64),
-        boxes=tuple(boxes[place] for place in places),
+        boxes=tuple(boxed) if len(boxed) == len(places) else (),
     )
 
 
-def _stacked(images: Sequence[Image]) -> tuple[Image, ...] | np.ndarray:
+def stacked(images: Sequence[Image]) -> tuple[Image, ...] | np.ndarray:
     """One array where all frames have one size (they then cross processes without a copy)."""
     return np.stack(images) if len({image.shape for image in images}) == 1 else tuple(images)
+
+
+def _check_labels(query: Query, labels: Sequence[object]) -> None:
+    if any(label is None for label in labels):
+        wanted = "boxes" if task_of(query.model) == "detection" else "labels"
+        raise FeedError(
+            f"query {query.name!r}: feed {query.feed!r} carries no {wanted} to train an original from; give the "
+            f"model's 'weights', or use a feed with {wanted}"
+        )
 
 
 def _check_sizes(query: Query, splits: Mapping[Split, SplitData]) -> None:
@@ -133,3 +143,17 @@ def run_model(
         if isinstance(outputs, torch.Tensor):
             logits.append(outputs.float().cpu().numpy())
     return (np.concatenate(logits) if logits else None), answers
+
+
+def score_on_labels(data: QueryData, side: Split, answers: Sequence[Answer]) -> Score | None:
+    """Answers to all frames of a split against the feed's own labels: balanced accuracy, or F1 at IoU 0.5.
+
+    None where the feed does not label every frame.
+    """
+    split, classes = data.splits[side], data.query.model.classes
+    truth: list[Answer]
+    if task_of(data.query.model) == "detection":
+        truth = [Detected(boxes) for boxes in split.boxes]
+    else:
+        truth = [Classified(classes[index], ()) for index in split.labels if index >= 0]
+    return compare(truth, answers) if len(truth) == len(split.images) else None

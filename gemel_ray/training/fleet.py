@@ -15,20 +15,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gemel_ray.spec.workload import Workload
-from gemel_ray.training.data import QueryData, read_query_data, run_model
+from gemel_ray.training.data import QueryData, read_query_data, run_model, score_on_labels
 from gemel_ray.training.originals import common_feed, train_original
 from gemel_ray.vision.checkpoints import fit_state
-from gemel_ray.vision.metrics import compare_labels
-from gemel_ray.vision.models import build_model, task_of
+from gemel_ray.vision.models import build_model
 
 Report = Callable[[str], None]
 # Raise when training changes in a way that changes its results.
-_RECIPE = 1
+_RECIPE = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """One trained original; accuracy is balanced, against the feed's labels on the gate split."""
+    """One trained original and its accuracy against the feed's labels on the gate split.
+
+    Balanced accuracy for classifiers, F1 at IoU 0.5 for detectors.
+    """
 
     query: str
     builder: str
@@ -117,10 +119,8 @@ def _save(state: Mapping[str, torch.Tensor], path: Path, key: str) -> None:
 def _describe(data: QueryData, path: Path, cached: bool, allow_factories: bool) -> Original:
     model = build_model(data.query.model, allow_factories=allow_factories)
     fit_state(model, load_file(path), source=str(path))
-    gate, accuracy = data.splits["gate"], None
-    if task_of(data.query.model) == "classification":
-        classes = data.query.model.classes
-        _, answers = run_model(model, data.task, gate.images)
-        given = [answer.label for answer in answers if hasattr(answer, "label")]
-        accuracy = compare_labels([classes[index] for index in gate.labels], given).estimate
-    return Original(data.query.name, data.query.model.builder, str(path), accuracy, len(gate.images), cached)
+    images = data.splits["gate"].images
+    _, answers = run_model(model, data.task, images)
+    score = score_on_labels(data, "gate", answers)
+    accuracy = score.estimate if score else None
+    return Original(data.query.name, data.query.model.builder, str(path), accuracy, len(images), cached)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from gemel_ray.spec.answers import Box, Detected
+from gemel_ray.spec.errors import GemelError
 from gemel_ray.training.data import SplitData
 from gemel_ray.vision.tasks import DetectionTask, Task
 
@@ -18,6 +19,13 @@ Objective = Literal["distillation", "labels"]
 
 # Softens the original's logits; merging.md's measurements all use 2.
 _TEMPERATURE = 2.0
+# A detector learns from every place of a frame, and a frame costs it accordingly.
+_DETECTOR_SHARE = 4
+
+
+def frames_a_step(task: Task, batch_size: int) -> int:
+    """Frames of one training step: `batch_size` for classifiers, a quarter of it (at least 2) for detectors."""
+    return max(2, batch_size // _DETECTOR_SHARE) if isinstance(task, DetectionTask) else batch_size
 
 
 def batch_loss(
@@ -27,7 +35,19 @@ def batch_loss(
 
     Distillation follows the original's own answers: for classifiers KL divergence of softened logits (Hinton et
     al. 2015), for detectors torchvision's detection losses on the original's boxes. 'labels' follows the feed's.
+    The model must be in training mode. Raises GemelError when the loss is not a finite number: a step on it would
+    make every weight NaN.
     """
+    loss = _loss(model, task, data, places, objective)
+    if not bool(torch.isfinite(loss)):
+        raise GemelError(
+            f"training diverged: the loss of a {type(model).__name__} became {loss.item()}; lower the learning rate, "
+            "or check that the weights it starts from are finite"
+        )
+    return loss
+
+
+def _loss(model: nn.Module, task: Task, data: SplitData, places: np.ndarray, objective: Objective) -> torch.Tensor:
     device = next(model.parameters()).device
     images = [data.images[place] for place in places]
     if isinstance(task, DetectionTask):
@@ -57,6 +77,7 @@ def _detection_loss(
 
 def _boxes_at(data: SplitData, place: int, objective: Objective) -> Sequence[Box]:
     if objective == "labels":
+        assert data.boxes, "the feed boxes nothing: train on the original's answers"
         return data.boxes[place]
     answer = data.answers[place]
     assert isinstance(answer, Detected), "a detector answers with boxes"
@@ -64,10 +85,9 @@ def _boxes_at(data: SplitData, place: int, objective: Objective) -> Sequence[Box
 
 
 def _target(boxes: Sequence[Box], classes: tuple[str, ...], device: torch.device) -> dict[str, torch.Tensor]:
-    # torchvision refuses boxes without area.
-    kept = [box for box in boxes if box.width > 0 and box.height > 0]
-    corners = [[box.x, box.y, box.x + box.width, box.y + box.height] for box in kept]
-    return {
-        "boxes": torch.tensor(corners, dtype=torch.float32, device=device).reshape(-1, 4),
-        "labels": torch.tensor([classes.index(box.label) for box in kept], dtype=torch.int64, device=device),
-    }
+    corners = [[box.x, box.y, box.x + box.width, box.y + box.height] for box in boxes]
+    found = torch.tensor(corners, dtype=torch.float32, device=device).reshape(-1, 4)
+    labels = torch.tensor([classes.index(box.label) for box in boxes], dtype=torch.int64, device=device)
+    # torchvision refuses boxes without area, which rounding to 32 bits can make of thin ones.
+    kept = (found[:, 2:] > found[:, :2]).all(dim=1)
+    return {"boxes": found[kept], "labels": labels[kept]}
