@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from gemel_ray.spec.answers import Answer, Box, Classified, Detected
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import FeedSpec
 from gemel_ray.spec.workload import Query
+from gemel_ray.training.dense import read_outputs
 from gemel_ray.vision.feeds import open_feed
 from gemel_ray.vision.feeds.labels import boxes_of, class_of, unknown_classes
 from gemel_ray.vision.metrics import Score, compare
@@ -37,6 +38,8 @@ class SplitData:
     # The original's logits (classification) and answers, once `with_teacher` has run.
     logits: np.ndarray | None = None
     answers: tuple[Answer, ...] = ()
+    # What the original's head says of every place of each frame: dense detectors' training split alone.
+    outputs: Mapping[str, np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,10 @@ def _check_sizes(query: Query, splits: Mapping[Split, SplitData]) -> None:
 
 def with_teacher(data: QueryData, model: nn.Module) -> QueryData:
     """The same data with the original's own answers to every frame: the labels that need no labelling."""
-    return QueryData(data.query, {side: _taught(split, data.task, model) for side, split in data.splits.items()})
+    splits = {side: _taught(split, data.task, model) for side, split in data.splits.items()}
+    train = splits["train"]
+    splits["train"] = replace(train, outputs=read_outputs(model, data.task, train.images))
+    return QueryData(data.query, splits)
 
 
 def _taught(split: SplitData, task: Task, model: nn.Module) -> SplitData:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from gemel_ray.spec.answers import Box, Detected
 from gemel_ray.spec.errors import GemelError
 from gemel_ray.training.data import SplitData
+from gemel_ray.training.dense import dense_loss
 from gemel_ray.vision.tasks import DetectionTask, Task
 
 Objective = Literal["distillation", "labels"]
@@ -34,7 +35,8 @@ def batch_loss(
     """The loss of one query on the frames at `places`.
 
     Distillation follows the original's own answers: for classifiers KL divergence of softened logits (Hinton et
-    al. 2015), for detectors torchvision's detection losses on the original's boxes. 'labels' follows the feed's.
+    al. 2015), for dense detectors `dense_loss`, for others torchvision's detection losses on the original's boxes.
+    'labels' follows the feed's.
     The model must be in training mode. Raises GemelError when the loss is not a finite number: a step on it would
     make every weight NaN.
     """
@@ -68,6 +70,8 @@ def _loss(model: nn.Module, task: Task, data: SplitData, places: np.ndarray, obj
 def _detection_loss(
     model: nn.Module, task: Task, data: SplitData, places: np.ndarray, images: list[Any], objective: Objective
 ) -> torch.Tensor:
+    if objective == "distillation" and data.outputs is not None:
+        return dense_loss(model, task, images, {name: values[places] for name, values in data.outputs.items()})
     device = next(model.parameters()).device
     boxes = [_boxes_at(data, place, objective) for place in places]
     targets = [_target(found, task.classes, device) for found in boxes]

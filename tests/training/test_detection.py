@@ -17,6 +17,7 @@ from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Candidate
 from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.data import SplitData, read_query_data, run_model, score_on_labels, with_teacher
+from gemel_ray.training.dense import dense_loss, read_outputs
 from gemel_ray.training.fleet import train_fleet
 from gemel_ray.training.joint import JointRetraining, RetrainOptions
 from gemel_ray.training.losses import batch_loss, frames_a_step
@@ -121,6 +122,32 @@ def test_detectors_retrained_jointly_keep_one_copy(fleet, objective):
         assert first.weight is second.weight
     assert [validation.step for validation in seen] == [0, 10]
     assert min(score.estimate for score in seen[-1].scores.values()) > 0
+
+
+@pytest.mark.parametrize("model", [SLIM, SSD], ids=lambda model: model["architecture"])
+def test_a_dense_detector_learns_what_the_original_says_of_every_place(model):
+    query = workload(model).queries[0]
+    torch.manual_seed(0)
+    original, other = build_model(query.model), build_model(query.model)
+    images, task = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), np.uint8), task_for(query.model)
+    split = SplitData(images, np.zeros(4, np.int64))
+    for net in (original, other):
+        reestimate_normalisation(net, task, split, seed=0, batches=1)
+    outputs = read_outputs(original, task, images)
+    own, others = (dense_loss(net, task, list(images), outputs) for net in (original, other))
+    assert own.item() < 1e-4 * others.item()
+    others.backward()
+    gradients = [parameter.grad for parameter in other.head.parameters()]
+    assert all(gradient is not None and gradient.any() for gradient in gradients)
+
+
+def test_places_are_taught_only_where_they_correspond():
+    images = np.zeros((4, 64, 96, 3), np.uint8)
+    slim, faster = (build_model(workload(model).queries[0].model) for model in (SLIM, FASTER))
+    task = task_for(workload(SLIM).queries[0].model)
+    assert read_outputs(slim, task, (images[0], images[0][:48])) is None
+    assert read_outputs(faster, task, images) is None
+    assert {len(values) for values in read_outputs(slim, task, images).values()} == {4}
 
 
 def test_a_classifier_and_a_detector_share_their_backbone(fleet):
