@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from gemel_ray.spec.actions import Frame
@@ -16,6 +17,9 @@ class PendingFrames:
         # In order of arrival.
         self._kept: deque[Frame] = deque()
         self._droppable: deque[Frame] = deque()
+        # The last camera frame that came, and the time between the last two.
+        self._last: Frame | None = None
+        self._period_ms: float | None = None
 
     def __len__(self) -> int:
         return len(self._kept) + len(self._droppable)
@@ -25,8 +29,30 @@ class PendingFrames:
         if not frame.droppable:
             self._kept.append(frame)
             return ()
+        self._note(frame)
         self._droppable.append(frame)
         return (self._droppable.popleft(),) if len(self._droppable) > self._query.batch_size else ()
+
+    @property
+    def first_deadline_ms(self) -> float:
+        """The earliest deadline of all pending frames; infinite when there are none."""
+        return min((frame.deadline_ms for frame in (*self._kept, *self._droppable)), default=math.inf)
+
+    def will_have(self, start_ms: float) -> bool:
+        """Whether a frame that may start then would be in time: one that is pending, or one that a steady camera sends
+        by then. True as long as nothing is known of the camera."""
+        answered_ms = start_ms + self._query.run_ms[1]
+        if self._kept or any(frame.deadline_ms >= answered_ms for frame in self._droppable):
+            return True
+        if self._last is None or not self._period_ms:
+            return True
+        frames_until = (start_ms - self._last.arrived_ms) // self._period_ms
+        return self._last.deadline_ms + frames_until * self._period_ms >= answered_ms
+
+    def _note(self, frame: Frame) -> None:
+        if self._last is not None:
+            self._period_ms = frame.arrived_ms - self._last.arrived_ms
+        self._last = frame
 
     def drop_late(self, earliest_start_ms: float) -> tuple[Frame, ...]:
         """Droppable frames whose deadline not even a batch of one, started then, would meet."""
@@ -35,12 +61,14 @@ class PendingFrames:
         self._droppable = deque(frame for frame in self._droppable if frame.deadline_ms >= answered_ms)
         return late
 
-    def choose(self, now_ms: float) -> tuple[Frame, ...]:
+    def choose(self, now_ms: float, within_ms: float = math.inf) -> tuple[Frame, ...]:
         """The batch to start now: as many frames as can be answered in time, those never dropped first.
 
-        They stay pending until `take`. Empty only when nothing can be answered in time.
+        They stay pending until `take`. Empty only when nothing can be answered in time, or none `within_ms`.
         """
         for size in range(min(len(self), self._query.batch_size), 0, -1):
+            if self._query.run_ms[size] > within_ms:
+                continue
             kept = list(self._kept)[:size]
             in_time = [frame for frame in self._droppable if frame.deadline_ms >= now_ms + self._query.run_ms[size]]
             room = size - len(kept)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.policy.eviction import EVICTIONS, turns_ahead, turns_of
@@ -40,32 +40,51 @@ class Residents:
         """Whether all the query's weights have fully arrived."""
         return all(weight in self._held and weight not in self._lane for weight in query.weights)
 
+    def expects(self, query: PlannedQuery) -> bool:
+        """Whether any of the query's weights is on its way."""
+        return any(weight in self._lane for weight in query.weights)
+
     def wait_ms(self, query: PlannedQuery, now_ms: float) -> float:
         """Predicted time until all the query's weights are there, if what is missing is loaded next."""
         if self.have(query):
             return 0.0
         return self._lane_ms(now_ms) + sum(self._plan.load_ms[weight] for weight in self._missing(query))
 
-    def bring(self, query: PlannedQuery, now_ms: float, *, workspace_bytes: int) -> list[Action]:
-        """Evictions and loads that bring in all of a query's weights that fit beside its workspace."""
+    def bring(self, query: PlannedQuery, now_ms: float, *, from_turn: int, workspace_bytes: int) -> list[Action]:
+        """Evictions and loads that bring in all of a query's weights that fit beside its workspace.
+
+        `from_turn` is the place in the order from which the distance of next uses counts.
+        """
         if self._is_in_vain(query):
             return []
-        return self._moved(self._swap(query, query.weights, workspace_bytes, pinned=self._lane), now_ms)
+        swap = self._swap(query.weights, workspace_bytes, from_turn=from_turn, pinned=self._lane)
+        return self._moved(swap, now_ms)
 
-    def bring_ahead(self, query: PlannedQuery, now_ms: float, computing: Infer, *, until_ms: float) -> list[Action]:
+    def bring_ahead(
+        self,
+        query: PlannedQuery,
+        now_ms: float,
+        computing: Infer,
+        *,
+        until_ms: float,
+        from_turn: int,
+        sooner: Mapping[str, int],
+    ) -> list[Action]:
         """The same while another query computes, beside its weights and workspace.
 
-        Something is evicted only for what arrives before that computation ends: after it the weights just used may
-        go, and no others are needed later than those. Free room is filled in any case.
+        `sooner` are queries whose turns come before, and their workspace bytes: nothing of theirs goes. Something is
+        evicted only for what arrives before the computation ends: after it the weights just used may go, and no others
+        are needed later than those. Free room is filled in any case.
         """
         if self._is_in_vain(query):
             return []
         soon = self._arriving(query, until_ms - now_ms - self._lane_ms(now_ms))
-        in_use = self._plan.queries[self._turn_of[computing.query]].weights
-        pinned = {*in_use, *self._lane, *query.weights}
-        swap = self._swap(query, soon, computing.workspace_bytes, pinned=pinned)
+        kept = [weight for name in (computing.query, *sooner) for weight in self._weights_of(name)]
+        pinned = {*kept, *self._lane, *query.weights}
+        workspace_bytes = max(computing.workspace_bytes, *sooner.values(), 0)
+        swap = self._swap(soon, workspace_bytes, from_turn=from_turn, pinned=pinned)
         actions = self._moved(swap, now_ms)
-        filling = self._swap(query, query.weights, computing.workspace_bytes, pinned=self._held)
+        filling = self._swap(query.weights, workspace_bytes, from_turn=from_turn, pinned=self._held)
         return actions + self._moved(filling, now_ms)
 
     def has_room(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> bool:
@@ -73,9 +92,14 @@ class Residents:
         kept = {*query.weights, *self._lane, *(weight for weight in beside if weight in self._held)}
         return sum(self._plan.weight_bytes[weight] for weight in kept) + workspace_bytes <= self._plan.budget_bytes
 
+    def has_free(self, count_bytes: int) -> bool:
+        """Whether so many bytes are free without any eviction."""
+        return count_bytes <= self._ledger.free_bytes
+
     def begin_turn(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> list[Action]:
         """Evictions that make room for an inference, all of whose weights are there; its workspace counts from now."""
-        swap = self._swap(query, query.weights, workspace_bytes, pinned={*beside, *self._lane})
+        pinned = {*beside, *self._lane}
+        swap = self._swap(query.weights, workspace_bytes, from_turn=self._turn_of[query.name], pinned=pinned)
         evictions = self._evict(swap.evict)
         self._ledger.reserve_workspace(workspace_bytes)
         self._moves += 1
@@ -124,13 +148,14 @@ class Residents:
         tried, self._tried = self._tried, (query.name, self._moves)
         return tried == self._tried or not self._missing(query)
 
-    def _swap(
-        self, query: PlannedQuery, needed: Sequence[str], workspace_bytes: int, *, pinned: Collection[str]
-    ) -> Swap:
-        turn, cycle = self._turn_of[query.name], len(self._plan.queries)
+    def _weights_of(self, name: str) -> tuple[str, ...]:
+        return self._plan.queries[self._turn_of[name]].weights
+
+    def _swap(self, needed: Sequence[str], workspace_bytes: int, *, from_turn: int, pinned: Collection[str]) -> Swap:
+        cycle = len(self._plan.queries)
 
         def first_to_go(weight: str) -> float:
-            return self._eviction(turns_ahead(self._turns[weight], turn, cycle), self._turns_ago(weight))
+            return self._eviction(turns_ahead(self._turns[weight], from_turn, cycle), self._turns_ago(weight))
 
         return plan_ahead(
             self._held,

@@ -26,15 +26,21 @@ class _Turn:
 class Scheduler:
     """Round robin over a plan's queries, skipping those with nothing pending.
 
-    One inference computes at a time; one further query is being prepared, its missing weights loaded, meanwhile. All
-    bytes are accounted for, so that a device never has to refuse an action.
+    One inference computes at a time; one further query is being prepared, its missing weights loaded, meanwhile. A
+    work-conserving scheduler prepares the next query in the order that lacks weights, past those that are ready, and
+    lets ready ones from behind it compute while nothing else can. All bytes are accounted for, so that a device never
+    has to refuse an action.
     """
 
-    def __init__(self, plan: EdgePlan, *, eviction: str = "furthest_next_use") -> None:
-        """`eviction` names a policy of policy.eviction. Raises OverBudgetError for a query that does not fit at its
-        batch size, ServingError for a plan that is not whole."""
+    def __init__(self, plan: EdgePlan, *, eviction: str = "furthest_next_use", work_conserving: bool = True) -> None:
+        """`eviction` names a policy of policy.eviction. Without overlap no scheduler is work-conserving.
+
+        Raises OverBudgetError for a query that does not fit at its batch size, ServingError for a plan that is not
+        whole.
+        """
         _check(plan)
         self._plan = plan
+        self._is_work_conserving = work_conserving and plan.overlap
         self._residents = Residents(plan, eviction)
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._pending = {query.name: PendingFrames(query) for query in plan.queries}
@@ -102,53 +108,106 @@ class Scheduler:
 
     def _decide(self, now_ms: float) -> list[Action]:
         actions: list[Action] = []
-        self._settle_preparing()
-        while self._computing is None and self._preparing is not None:
+        self._settle_preparing(now_ms)
+        while self._computing is None:
             started = self._start_turn(now_ms)
             actions += started
             before = self._preparing
-            self._settle_preparing()
+            self._settle_preparing(now_ms)
             if not started and self._preparing is before:
                 break
         if self._preparing is not None and (self._computing is None or self._plan.overlap):
             actions += self._prepare(self._preparing, now_ms)
+            if self._computing is None and self._is_work_conserving:
+                actions += self._fill(self._preparing, now_ms)
         return actions
 
-    def _settle_preparing(self) -> None:
-        """Keep preparing a query whose frames went late while its weights load: newer ones may come in time."""
+    def _settle_preparing(self, now_ms: float) -> None:
         query = self._preparing
-        if query is not None and not self._pending[query.name] and (self._stopped or self._residents.have(query)):
-            query = None
-        if query is None:
-            query = next((other for other in self._from_last_turn() if self._pending[other.name]), None)
+        if query is None or self._may_be_left(query):
+            query = self._next_to_prepare(now_ms)
+        if query is not self._preparing:
             self._retried.clear()
         self._preparing = query
+
+    def _may_be_left(self, query: PlannedQuery) -> bool:
+        """Whether another query may be prepared instead. A query whose frames went late while its weights load is kept:
+        newer ones may come in time."""
+        is_ready = self._residents.have(query)
+        if not self._is_work_conserving:
+            return not self._pending[query.name] and (self._stopped or is_ready)
+        if is_ready:
+            return not self._pending[query.name] or self._computing is not None
+        return not self._residents.expects(query)
+
+    def _next_to_prepare(self, now_ms: float) -> PlannedQuery | None:
+        """The next one in the order with frames.
+
+        A work-conserving scheduler passes over those that are ready and, while there are others, over those that would
+        have no frame in time once their weights are there.
+        """
+        waiting = [query for query in self._from_last_turn() if self._pending[query.name]]
+        if self._is_work_conserving:
+            waiting = [query for query in waiting if not self._residents.have(query)]
+            free_ms = self._computing.until_ms if self._computing else now_ms
+            for query in waiting:
+                start_ms = max(free_ms, now_ms + self._residents.wait_ms(query, now_ms))
+                if self._pending[query.name].will_have(start_ms):
+                    return query
+        return waiting[0] if waiting else None
 
     def _from_last_turn(self) -> Iterator[PlannedQuery]:
         queries = self._plan.queries
         for step in range(1, len(queries) + 1):
             yield queries[(self._last_turn + step) % len(queries)]
 
-    def _start_turn(self, now_ms: float) -> list[Action]:
-        """Start the query being prepared, or one nearer in the order whose frames came later but whose weights are
-        there, if one can start now."""
+    def _ready_before(self, last: PlannedQuery | None) -> Iterator[PlannedQuery]:
+        """Queries up to `last`, in the order of their turns, that have both frames and weights."""
         for query in self._from_last_turn():
+            if self._pending[query.name] and self._residents.have(query):
+                yield query
+            if query is last:
+                return
+
+    def _start_turn(self, now_ms: float) -> list[Action]:
+        """Start the query being prepared, or one nearer in the order whose weights are there, if one can start now."""
+        for query in self._ready_before(self._preparing):
             frames = self._pending[query.name]
-            if frames and self._residents.have(query):
-                self._drop(frames.drop_late(now_ms), now_ms, "too late")
-                batch = frames.choose(now_ms)
-                if batch and self._has_room(query, batch):
-                    return self._infer(query, batch, now_ms)
-            if query is self._preparing:
-                break
+            self._drop(frames.drop_late(now_ms), now_ms, "too late")
+            batch = frames.choose(now_ms)
+            if batch and self._has_room(query, batch):
+                return self._take_turn(query, batch, now_ms)
+        return []
+
+    def _fill(self, waiting: PlannedQuery, now_ms: float) -> list[Action]:
+        """Let a query compute that is ready, and done before the waiting one's weights are there.
+
+        Of several the one whose own turn is furthest away: its frames would be late by then. Evicts nothing, and
+        leaves the order of turns as it is.
+        """
+        within_ms = self._residents.wait_ms(waiting, now_ms)
+        for query in reversed(list(self._ready_before(None))):
+            batch = self._pending[query.name].choose(now_ms, within_ms)
+            if batch and self._residents.has_free(query.workspace_bytes[len(batch)]):
+                return self._infer(query, batch, now_ms)
         return []
 
     def _has_room(self, query: PlannedQuery, batch: tuple[Frame, ...]) -> bool:
         return self._residents.has_room(query, query.workspace_bytes[len(batch)], beside=self._beside(query))
 
     def _beside(self, query: PlannedQuery) -> tuple[str, ...]:
-        """Weights that another query's turn must not push out."""
-        return () if self._preparing is None or query is self._preparing else self._preparing.weights
+        """Weights that another query's turn must not push out. What a work-conserving scheduler loads far ahead may go
+        again, since turns keep their order."""
+        if self._is_work_conserving or self._preparing is None or query is self._preparing:
+            return ()
+        return self._preparing.weights
+
+    def _take_turn(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
+        actions = self._infer(query, batch, now_ms)
+        self._last_turn = self._turn_of[query.name]
+        if query is self._preparing:
+            self._preparing = None
+        return actions
 
     def _infer(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
         self._drop(self._pending[query.name].take(batch), now_ms, "newer frame")
@@ -158,22 +217,31 @@ class Scheduler:
         )
         evictions = self._residents.begin_turn(query, infer.workspace_bytes, beside=self._beside(query))
         self._computing = _Turn(query, batch, infer, now_ms + infer.predicted_ms)
-        self._last_turn = self._turn_of[query.name]
-        if query is self._preparing:
-            self._preparing = None
         return [*evictions, infer]
 
     def _prepare(self, query: PlannedQuery, now_ms: float) -> list[Action]:
         """Load what fits of the query's missing weights: beside the turn that computes, or at once."""
-        turn = self._computing
+        turn, from_turn, sooner = self._computing, self._turn_of[query.name], {}
+        if self._is_work_conserving:
+            from_turn = (self._last_turn + 1) % len(self._plan.queries)
+            ready = (other for other in self._ready_before(query) if other is not query)
+            sooner = {other.name: self._next_workspace_bytes(other) for other in ready}
         if turn is not None:
-            return self._residents.bring_ahead(query, now_ms, turn.infer, until_ms=turn.until_ms)
-        frames = self._pending[query.name]
-        workspace_bytes = query.workspace_bytes[max(min(len(frames), query.batch_size), 1)]
-        actions = self._residents.bring(query, now_ms, workspace_bytes=workspace_bytes)
-        late = frames.drop_late(now_ms + self._residents.wait_ms(query, now_ms))
+            return self._residents.bring_ahead(
+                query, now_ms, turn.infer, until_ms=turn.until_ms, from_turn=from_turn, sooner=sooner
+            )
+        if sooner:
+            # They only wait for loads under way to end, and must not lose their weights meanwhile.
+            return []
+        workspace_bytes = self._next_workspace_bytes(query)
+        actions = self._residents.bring(query, now_ms, from_turn=from_turn, workspace_bytes=workspace_bytes)
+        late = self._pending[query.name].drop_late(now_ms + self._residents.wait_ms(query, now_ms))
         self._drop(late, now_ms, "too late")
         return actions
+
+    def _next_workspace_bytes(self, query: PlannedQuery) -> int:
+        """Of a batch of all that is pending, or of one frame."""
+        return query.workspace_bytes[max(min(len(self._pending[query.name]), query.batch_size), 1)]
 
     def _drop(self, frames: Iterable[Frame], now_ms: float, reason: str) -> None:
         self._verdicts += [Dropped(frame, now_ms, reason) for frame in frames]

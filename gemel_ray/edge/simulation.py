@@ -81,7 +81,7 @@ def simulate_release(
 def play(planned: PolicyPlan, frames: Sequence[Frame]) -> Trace:
     """Serve the frames by a plan on a simulated device, and write down all that passes."""
     trace = Trace(SimulatedDevice(planned.plan, frames))
-    run(Scheduler(planned.plan, eviction=planned.eviction), trace, trace.hear)
+    run(Scheduler(planned.plan, eviction=planned.eviction, work_conserving=planned.work_conserving), trace, trace.hear)
     return trace
 
 

@@ -36,6 +36,8 @@ class Policy:
     # The order of fewest bytes moved, or the given one.
     plans_order: bool = True
     max_batch: int = 8
+    # While a turn's weights load, others that are ready may compute out of turn.
+    work_conserving: bool = True
     # Memory for everything, whatever the node has.
     has_all_memory: bool = False
 
@@ -46,15 +48,15 @@ POLICIES: Mapping[str, Policy] = {
     "ours": Policy("the same without any sharing", private_layers),
     "time_space_merged": Policy(
         "merged, given order, most recently used evicted, loads overlap: GEMEL's edge",
-        merged_layers, "most_recently_used", plans_order=False,
+        merged_layers, "most_recently_used", plans_order=False, work_conserving=False,
     ),
     "time_space": Policy(
         "whole models in given order, most recently used evicted, overlap: GEMEL's variant of Nexus (section 3.2)",
-        whole_models, "most_recently_used", plans_order=False,
+        whole_models, "most_recently_used", plans_order=False, work_conserving=False,
     ),
     "model_lru": Policy(
         "whole models, least recently used evicted, one frame at a time: serve.multiplexed and its like",
-        whole_models, "least_recently_used", overlap=False, plans_order=False, max_batch=1,
+        whole_models, "least_recently_used", overlap=False, plans_order=False, max_batch=1, work_conserving=False,
     ),
     "dedup": Policy("ours, sharing only what was bit-identical before any merge", bit_identical_layers),
     "stem": Policy("ours, sharing only a common prefix of layers: Mainstream", common_stems),
@@ -65,10 +67,11 @@ POLICIES: Mapping[str, Policy] = {
 
 @dataclass(frozen=True, slots=True)
 class PolicyPlan:
-    """What a policy makes of a node's queries: a plan, and the eviction policy to run it with."""
+    """What a policy makes of a node's queries: a plan, and how the scheduler is to run it."""
 
     plan: EdgePlan
-    eviction: str
+    eviction: str = "furthest_next_use"
+    work_conserving: bool = True
 
 
 def find_policy(name: str) -> Policy:
@@ -90,7 +93,7 @@ def plan_policy(policy: Policy, models: Models, profile: DeviceProfile, *, budge
         overlap=policy.overlap,
         keep_order=not policy.plans_order,
     )
-    return PolicyPlan(plan, policy.eviction)
+    return PolicyPlan(plan, policy.eviction, policy.work_conserving)
 
 
 def _ample_bytes(holding: Holding, profile: DeviceProfile) -> int:

@@ -1,4 +1,4 @@
-"""The duty cycle, predicted: what one round of the round robin loads and how long it takes.
+"""The duty cycle, predicted: what one round of a strict round robin loads and how long it takes.
 
 Weights that the same queries use come and go together, so they are treated as one bundle of bytes that can be held
 in part. That makes Belady's rule exact and a round of fifty queries a matter of a millisecond or two; it differs

@@ -11,7 +11,7 @@ from gemel_ray.spec.release import Manifest
 
 # Layers that the same queries use are loaded together, in pieces of at least so many bytes, since each load has a
 # fixed cost of its own.
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)

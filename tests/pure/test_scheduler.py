@@ -20,10 +20,10 @@ def two_queries(*, budget_bytes, **options):
     return plan_of(query_of("qa", "a"), query_of("qb", "b"), weight_bytes=AB, budget_bytes=budget_bytes, **options)
 
 
-def play(plan, frames, *, costs=None, failure_of=lambda action: None, eviction="furthest_next_use"):
+def play(plan, frames, *, costs=None, failure_of=lambda action: None, **options):
     """Serve the frames on the simulated device."""
     trace = Trace(SimulatedDevice(costs or plan, frames, failure_of=failure_of))
-    run(Scheduler(plan, eviction=eviction), trace, trace.hear)
+    run(Scheduler(plan, **options), trace, trace.hear)
     return trace
 
 
@@ -231,7 +231,7 @@ def test_knowing_the_order_moves_fewer_bytes_than_evicting_the_least_recently_us
 def test_every_frame_gets_one_verdict_and_what_may_not_be_dropped_is_answered(data, eviction):
     plan = data.draw(plans())
     frames = data.draw(traffic(plan))
-    trace = play(plan, frames, eviction=eviction)
+    trace = play(plan, frames, eviction=eviction, work_conserving=data.draw(st.booleans()))
     assert sorted(verdict.frame.frame for verdict in trace.verdicts) == [frame.frame for frame in frames]
     for verdict in trace.verdicts:
         assert isinstance(verdict, Answered) or verdict.frame.droppable
@@ -259,6 +259,59 @@ def test_whatever_fails_every_frame_gets_one_verdict(data):
             assert verdict.reason.startswith("failed: ")
 
 
+def three_queries(**options):
+    return plan_of(
+        *(query_of(f"q{w}", w) for w in "abc"), weight_bytes=dict.fromkeys("abc", 10), **{"budget_bytes": 20, **options}
+    )
+
+
+def infers_of(trace):
+    return [(at, action.query) for at, action in trace.started if isinstance(action, Infer)]
+
+
+def test_a_ready_query_computes_out_of_turn_while_nothing_else_can():
+    # qb's weights take 40 ms to load; qa's are there, and a frame of qa comes meanwhile.
+    plan = two_queries(budget_bytes=20, load_ms=40)
+    frames = [kept("qa", 0), kept("qb", 1, arrived_ms=60), kept("qa", 2, arrived_ms=65)]
+    assert infers_of(play(plan, frames)) == [(40.0, "qa"), (65.0, "qa"), (100.0, "qb")]
+    strict = play(plan, frames, work_conserving=False)
+    assert infers_of(strict) == [(40.0, "qa"), (100.0, "qb"), (110.0, "qa")]
+
+
+def test_nobody_computes_out_of_turn_who_would_keep_the_turn_waiting():
+    plan = two_queries(budget_bytes=20, load_ms=8)
+    frames = [kept("qa", 0), kept("qb", 1, arrived_ms=20), kept("qa", 2, arrived_ms=21)]
+    assert infers_of(play(plan, frames)) == [(8.0, "qa"), (28.0, "qb"), (38.0, "qa")]
+
+
+def test_while_the_next_query_is_ready_the_one_after_it_is_loaded():
+    # All three fit. qa computes from 5 to 15; qb is there by 10, so that qc loads until 15 and not only from then on.
+    plan = three_queries(budget_bytes=30)
+    frames = [kept("qa", 0), kept("qb", 1), kept("qc", 2)]
+    loads = [(at, action.weight) for at, action in play(plan, frames).started if isinstance(action, Load)]
+    assert loads == [(0.0, "a"), (5.0, "b"), (10.0, "c")]
+    strict = play(plan, frames, work_conserving=False)
+    assert [at for at, action in strict.started if isinstance(action, Load)] == [0.0, 5.0, 15.0]
+
+
+def test_what_a_ready_query_needs_is_not_given_away_before_its_turn():
+    # Two of three fit: beside qa, which computes, and qb, which is ready, there is no room for qc.
+    trace = play(three_queries(), [kept("qa", 0), kept("qb", 1), kept("qc", 2)])
+    assert [infer for _, infer in infers_of(trace)] == ["qa", "qb", "qc"]
+    assert len(of_type(trace, Load)) == 3
+    assert of_type(trace, Evict) == [Evict("a")]
+
+
+def test_a_query_that_will_have_no_frame_in_time_once_loaded_is_passed_over():
+    # One of three fits. qb's camera sends every 200 ms and is to be answered within 60, of which loading takes 50: at
+    # 455 ms, when qa is done, its frame of 400 ms is lost and the next one far away, while qc's waits.
+    plan = three_queries(budget_bytes=10, load_ms=50)
+    cameras = [camera_frame("qb", number, arrived_ms=200.0 * number, slo_ms=60) for number in range(3)]
+    frames = [*cameras, kept("qa", 3, arrived_ms=395.0), kept("qc", 4, arrived_ms=410.0)]
+    assert (505.0, "qc") in infers_of(play(plan, frames))
+    assert (555.0, "qc") in infers_of(play(plan, frames, work_conserving=False))
+
+
 @given(st.data())
 def test_a_query_is_answered_after_at_most_one_turn_of_each_other_query(data):
     """Nobody starves: with everything pending from the start, turns go round strictly."""
@@ -268,7 +321,7 @@ def test_a_query_is_answered_after_at_most_one_turn_of_each_other_query(data):
     batch = {query.name: query.batch_size for query in plan.queries}
     asked = [name for name in names for _ in range(rounds * batch[name])]
     frames = [kept(name, number) for number, name in enumerate(asked)]
-    turns = [infer.query for infer in of_type(play(plan, frames), Infer)]
+    turns = [infer.query for infer in of_type(play(plan, frames, work_conserving=False), Infer)]
     # The very first frame is served as soon as it is heard of; from then on everything is pending.
     for start in range(1, len(turns) - len(names)):
         assert sorted(turns[start : start + len(names)]) == sorted(names)
