@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +34,8 @@ AllowFactories = Annotated[bool, typer.Option(help="Let the workload run its own
 
 def main() -> None:
     """Run the command. Exit code 1: it failed; 2: the input is wrong."""
+    # Threads that wait for work by spinning take the processor from the trials and cameras beside them.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()
@@ -56,6 +59,30 @@ def _show(document: Any, as_json: bool, table: Callable[[Any], None]) -> None:  
         print(json.dumps(document, indent=1))
     else:
         table(document)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("gemel-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="Four small cameras, under two minutes.")] = False,
+    video: Annotated[
+        Path | None, typer.Option(help="A folder of real cameras (cameras/NAME/tiles.jsonl) instead of drawn ones.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 2,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Walk through everything: originals, a parallel merge search, a release, serving it in too little memory.
+
+    Example: gemel demo
+    """
+    from gemel_ray.demo.story import DemoOptions, run_demo
+
+    options = DemoOptions(folder=out, quick=quick, video=video, seed=seed, parallel=parallel)
+    # Ray prints a line or two of its own; stdout is for the result alone.
+    with redirect_stdout(sys.stderr):
+        document = run_demo(options, lambda line: print(line, file=sys.stderr, flush=True))
+    _show(document, as_json, render.demo_tables)
 
 
 @app.command()
@@ -84,6 +111,9 @@ def originals(
     workload: WorkloadFile,
     out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("originals"),
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 150,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Models trained at once; as many as there are processors without it.")
+    ] = None,
     seed: int = 0,
     family: Annotated[bool, typer.Option(help="Fine-tune models of one architecture from a common ancestor.")] = True,
     as_json: AsJson = False,
@@ -97,7 +127,8 @@ def originals(
     from gemel_ray.training.fleet import train_fleet
 
     found = train_fleet(
-        load_workload(workload), out, steps=steps, seed=seed, family=family, allow_factories=allow_factories,
+        load_workload(workload), out, steps=steps, seed=seed, family=family, parallel=parallel or os.cpu_count() or 1,
+        allow_factories=allow_factories,
         report=lambda line: print(line, file=sys.stderr),
     )  # fmt: skip
     _show([original.document() for original in found], as_json, render.originals_table)
@@ -112,7 +143,15 @@ def search(
     gpus: Annotated[float, typer.Option(help="GPUs (or a fraction) of each trial.")] = 0,
     trials: Annotated[int, typer.Option(min=1, help="Trials at most.")] = 40,
     steps: Annotated[int, typer.Option(min=1, help="Retraining steps of each trial at most.")] = 150,
-    rule: Annotated[str, typer.Option(help="What makes layers interchangeable: exact or shape.")] = "exact",
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Start no trial after so many minutes; --resume goes on.")
+    ] = math.inf,
+    gate_margin: Annotated[
+        float, typer.Option(min=0, max=1, help="How far below the target the gate's lower confidence bound may lie.")
+    ] = 0.0,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")
+    ] = False,
     seed: int = 0,
     resume: Annotated[bool, typer.Option(help="Take up an interrupted search of this workload.")] = False,
     as_json: AsJson = False,
@@ -128,16 +167,47 @@ def search(
     from gemel_ray.policy.search import SearchBudget
     from gemel_ray.spec.workload import load_workload
 
-    if rule not in ("exact", "shape"):
-        raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
     options = SearchOptions(
-        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, rule=rule,  # type: ignore[arg-type]
-        budget=SearchBudget(max_trials=trials, max_steps=steps), allow_factories=allow_factories, resume=resume,
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes,
+        budget=SearchBudget(max_trials=trials, max_steps=steps, gate_margin=gate_margin),
+        allow_factories=allow_factories, resume=resume,
     )  # fmt: skip
     # Tune prints a header of its own; stdout is for the result alone.
     with redirect_stdout(sys.stderr), ray_session():
         manifest = run_search(load_workload(workload), store, options, lambda line: print(line, file=sys.stderr))
     _show(manifest.model_dump(mode="json"), as_json, render.manifest_tables)
+
+
+@app.command()
+def serve(
+    workload: WorkloadFile,
+    store: Annotated[str, typer.Option(help="The store to serve from: a folder or a URI.")],
+    release: Annotated[int | None, typer.Option(min=1, help="A release's number; HEAD's without it.")] = None,
+    node: Annotated[str | None, typer.Option(help="Which of the workload's nodes this machine is.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Another budget than the node's, such as 512MiB.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. Nobody is asked who they are: keep it local.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Serve a release on this machine with Ray Serve, until Ctrl-C.
+
+    Example: gemel serve gemel-demo/workload.yaml --store gemel-demo/store
+    """
+    from gemel_ray.serving.local import node_options, serve_release, wait_for_interrupt
+    from gemel_ray.spec.workload import load_workload
+
+    options = node_options(load_workload(workload), node, memory)
+    with (
+        redirect_stdout(sys.stderr),
+        serve_release(
+            store, nodes=[options], release=release, allow_factories=allow_factories, host=host, port=port
+        ) as service,
+    ):
+        print(f"serving at {service.url} (status page, /v2 and /v1), Ctrl-C ends it", file=sys.stderr, flush=True)
+        wait_for_interrupt()
+    print("stopped", file=sys.stderr)
 
 
 @app.command()

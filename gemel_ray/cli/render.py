@@ -19,7 +19,19 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for column in columns:
         numeric = column.endswith(
-            ("size", "layers", "saved", "share", "agreement", "target", "bound", "frames", "accuracy")
+            (
+                "size",
+                "layers",
+                "saved",
+                "share",
+                "agreement",
+                "target",
+                "bound",
+                "frames",
+                "accuracy",
+                "merged",
+                "swapped",
+            )
         )
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     return table
@@ -131,6 +143,37 @@ def manifest_tables(document: Document) -> None:
     console.print(table)
     before, after = document["bytes_before"], document["bytes_after"]
     console.print(f"{format_bytes(before)} before, {format_bytes(after)} after: {_percent(1 - after / before)} saved")
+
+
+def demo_tables(document: Document) -> None:
+    """Memory, and what it means for every query; then where to go on from here."""
+    console = Console()
+    before, after = document["bytes_before"], document["bytes_after"]
+    console.print(
+        f"\n[bold]Memory[/bold]: {format_bytes(before)} of originals became {format_bytes(after)} "
+        f"({_percent(1 - after / before)} saved; sharing across models could save at most "
+        f"{_percent(document['shareable_bytes'] / before)}). The box has {format_bytes(document['budget_bytes'])}.\n"
+    )
+    quality = _table("Accuracy on frames unseen in training", "query", "original accuracy", "merged accuracy",
+                     "agreement", "lower bound", "target")  # fmt: skip
+    for row in document["queries"]:
+        percents = ("original_accuracy", "merged_accuracy", "agreement", "lower_bound", "target")
+        quality.add_row(row["query"], *(_percent(row[key]) for key in percents))
+    console.print(quality)
+    served = _table("The same frames in the same memory", "query", "goodput, swapped", "goodput, merged",
+                    "end-to-end, swapped", "end-to-end, merged")  # fmt: skip
+    for row in document["queries"]:
+        pairs = (row["goodput"], row["end_to_end_accuracy"])
+        served.add_row(row["query"], *(_percent(pair[side]) for pair in pairs for side in ("originals", "merged")))
+    console.print(served)
+    first = document["queries"][0]
+    console.print(
+        f"{first['fps']:g} frames a second and camera, an answer within {first['slo_ms']:g} ms. Swapped: the "
+        "originals, loaded in turn; merged: this release. Goodput: answered in time / arrived. End-to-end: the answers "
+        f"given, stale ones included, against the original's on every frame.\nIt took {document['seconds']:.0f} s. "
+        f"Store: {document['store']}, workload: {document['workload']}\n"
+        f"Go on: gemel show {document['store']} · gemel serve {document['workload']} --store {document['store']}"
+    )
 
 
 def problems_table(problems: Sequence[Document]) -> None:

@@ -43,7 +43,8 @@ class Engine:
     ) -> None:
         """`device` is 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'; `threads` bounds a CPU inference.
 
-        `reload_from` says where evicted weights come back from, see engine.copying. Raises InputError for a device that is not there.
+        `reload_from` says where evicted weights come back from, see engine.copying. Raises InputError for a device
+        that is not there.
         """
         self.budget_bytes = budget_bytes
         self.device = find_device(device)

@@ -1,31 +1,77 @@
-"""A search in progress: the policy's state, the outcomes of its round, and the releases they become."""
+"""A search in progress: the policy's states, the outcomes of their rounds, and the releases they become."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemel_ray.policy.search import SearchState, advance, is_finished, winner
-from gemel_ray.spec.trials import Candidate, Outcome
+from gemel_ray.policy.search import SearchState, advance, is_finished, is_superseded, winner
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 from gemel_ray.training.releases import publish_candidate
 from gemel_ray.weights.store import Store
 
 _log = logging.getLogger(__name__)
 
 
-class Progress:
-    """Hands out the round's candidates, takes outcomes in any order, publishes each round's winner at once.
+class _SetProgress:
+    """One independent set of models: its state, and what is known of its round."""
 
-    The state is written to the store after every outcome, so a search whose driver dies is taken up where it was;
-    candidates without an outcome are repeated.
+    def __init__(self, state: SearchState, outcomes: Sequence[Outcome]) -> None:
+        self.outcomes: dict[int, Outcome] = {}
+        self.begin_round(state)
+        self.outcomes = {outcome.candidate: outcome for outcome in outcomes}
+        self.waiting = [c for c in state.round if c.number not in self.outcomes]
+
+    def begin_round(self, state: SearchState) -> None:
+        self.state = state
+        self.outcomes = {}
+        self.waiting = list(state.round)
+
+    @property
+    def round_is_complete(self) -> bool:
+        return bool(self.state.round) and all(c.number in self.outcomes for c in self.state.round)
+
+    def next_candidate(self) -> Candidate | None:
+        """The next one that can still change something; those that cannot get their outcome here."""
+        while self.waiting:
+            candidate = self.waiting.pop(0)
+            if not is_superseded(self.state, candidate, self.outcomes):
+                return candidate
+            self.outcomes[candidate.number] = superseded(candidate)
+        return None
+
+
+def superseded(candidate: Candidate) -> Outcome:
+    """The outcome of a candidate that can change nothing any more."""
+    return Outcome(candidate=candidate.number, passed=False, reason=SUPERSEDED)
+
+
+class Progress:
+    """Hands out candidates, takes outcomes in any order, publishes each round's winner at once.
+
+    Sets of models that share nothing are searched side by side; releases of one are made on top of the others'. All
+    is written to the store after every outcome, so a search whose driver dies is taken up where it was; candidates
+    without an outcome are repeated.
     """
 
-    def __init__(self, store: Store, name: str, state: SearchState, outcomes: list[Outcome] | None = None) -> None:
-        self.store, self.name, self.state = store, name, state
-        self._outcomes = {outcome.candidate: outcome for outcome in outcomes or []}
-        self._waiting = [c for c in state.round if c.number not in self._outcomes]
-        self.history: list[dict[str, Any]] = []
-        self._close_round()
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        states: Sequence[SearchState],
+        *,
+        root: int,
+        outcomes: Mapping[str, Sequence[Outcome]] | None = None,
+        history: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """`root` is the release of the originals that the search began with."""
+        self.store, self.name, self.root = store, name, root
+        self.history = list(history)
+        self._sets = {state.name: _SetProgress(state, (outcomes or {}).get(state.name, ())) for state in states}
+        for part in self._sets.values():
+            self._close_round(part)
 
     @classmethod
     def resume(cls, store: Store, name: str) -> Progress | None:
@@ -33,50 +79,100 @@ class Progress:
         saved = store.read_state(name)
         if saved is None:
             return None
-        outcomes = [Outcome.model_validate(outcome) for outcome in saved["outcomes"]]
-        return cls(store, name, SearchState.model_validate(saved["state"]), outcomes)
+        states = [SearchState.model_validate(state) for state in saved["states"]]
+        outcomes = {key: [Outcome.model_validate(o) for o in found] for key, found in saved["outcomes"].items()}
+        return cls(store, name, states, root=saved["root"], outcomes=outcomes, history=saved["history"])
 
     @property
     def is_finished(self) -> bool:
-        """Nothing is left to try."""
-        return is_finished(self.state)
+        """Nothing is left to try in any set."""
+        return all(is_finished(part.state) for part in self._sets.values())
+
+    @property
+    def states(self) -> tuple[SearchState, ...]:
+        """Where every set is."""
+        return tuple(part.state for part in self._sets.values())
+
+    def latest(self) -> Manifest:
+        """The last release that this search has published."""
+        return self.store.manifest(max([self.root, *self._published().values()]))
 
     def next_candidate(self) -> Candidate | None:
-        """The next candidate of the round, None when all of them are being tried."""
-        return self._waiting.pop(0) if self._waiting else None
+        """The next candidate of any set's round, None when all of them are being tried."""
+        for part in self._sets.values():
+            if (candidate := part.next_candidate()) is not None:
+                return candidate
+            self._close_round(part)
+        return None
 
-    def take(self, outcome: Outcome) -> None:
-        """Record an outcome; when the round is complete, publish its winner and propose the next one."""
-        if all(candidate.number != outcome.candidate for candidate in self.state.round):
+    def is_superseded(self, candidate: Candidate) -> bool:
+        """Whether a candidate that is being tried can change nothing any more."""
+        part = self._sets[candidate.model_set]
+        return is_superseded(part.state, candidate, part.outcomes)
+
+    def take(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Record an outcome; when its round is complete, publish the winner and propose the next round."""
+        part = self._sets[candidate.model_set]
+        if candidate not in part.state.round or candidate.number in part.outcomes:
             return  # reported twice, after a retry
-        self._outcomes[outcome.candidate] = outcome
+        part.outcomes[candidate.number] = outcome
+        self.history.append(_told(candidate, outcome))
         self.save()
-        self._close_round()
+        self._close_round(part)
 
-    def _close_round(self) -> None:
-        while self.state.round and all(c.number in self._outcomes for c in self.state.round):
-            won = winner(self.state, self._outcomes)
-            release = self.state.release
-            if won is not None:
-                release = self._publish(won)
-            self.state = advance(self.state, self._outcomes, release=release)
-            self._outcomes = {}
-            self._waiting = list(self.state.round)
+    def _close_round(self, part: _SetProgress) -> None:
+        while part.round_is_complete:
+            won = winner(part.state, part.outcomes)
+            release = part.state.release if won is None else self._publish(won, part.outcomes[won.number])
+            part.begin_round(advance(part.state, part.outcomes, release=release))
             self.save()
 
-    def _publish(self, won: Candidate) -> int:
+    def _publish(self, won: Candidate, outcome: Outcome) -> int:
         """Publish a winner; once only, even if the driver died between publishing and writing that down."""
-        for number in self.store.releases():
-            manifest = self.store.manifest(number)
-            if manifest.parent == self.state.release and manifest.merge_configuration == won.configuration:
-                return number
-        parent = self.store.manifest(self.state.release)
-        manifest = publish_candidate(self.store, parent, won, self._outcomes[won.number])
+        published = self._published()
+        if (won.model_set, won.number) in published:
+            return published[won.model_set, won.number]
+        manifest = publish_candidate(self.store, self.latest(), won, outcome, search=self.name)
         saved = 1 - manifest.bytes_after / manifest.bytes_before
         _log.info("release %d: %s, %.1f %% of all bytes saved", manifest.release, won.label, 100 * saved)
         return manifest.release
 
+    def _published(self) -> dict[tuple[str, int], int]:
+        """Releases of this search by set and candidate."""
+        found: dict[tuple[str, int], int] = {}
+        for number in self.store.releases():
+            if number > self.root:
+                trial = self.store.manifest(number).provenance.trial
+                if trial.get("search") == self.name:
+                    found[str(trial["model_set"]), int(trial["candidate"] or 0)] = number
+        return found
+
     def save(self) -> None:
         """Write down where the search is."""
-        outcomes = [outcome.model_dump(mode="json") for outcome in self._outcomes.values()]
-        self.store.write_state(self.name, {"state": self.state.model_dump(mode="json"), "outcomes": outcomes})
+        document = {
+            "root": self.root,
+            "states": [part.state.model_dump(mode="json") for part in self._sets.values()],
+            "outcomes": {
+                name: [outcome.model_dump(mode="json") for outcome in part.outcomes.values()]
+                for name, part in self._sets.items()
+            },
+            "history": self.history,
+        }
+        self.store.write_state(self.name, document)
+
+
+def _told(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
+    """One line of the search's history."""
+    return {
+        "model_set": candidate.model_set,
+        "candidate": candidate.number,
+        "label": candidate.label,
+        "saved_bytes": candidate.configuration.saved_bytes,
+        "passed": outcome.passed,
+        "reason": outcome.reason,
+        "steps": outcome.steps,
+        "seconds": round(outcome.seconds, 2),
+        "objectors": list(outcome.objectors),
+        "validation": outcome.validation,
+        "gate": {query: accuracy.agreement for query, accuracy in outcome.accuracies.items()},
+    }

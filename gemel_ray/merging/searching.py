@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from ray import tune
 from ray.tune.search import Searcher
+from torch import nn
 
-from gemel_ray.merging.progress import Progress
-from gemel_ray.policy.grouping import Rule
-from gemel_ray.policy.search import SearchBudget, begin
+from gemel_ray.merging.progress import Progress, superseded
+from gemel_ray.policy.grouping import group_repeats, independent_sets
+from gemel_ray.policy.search import SearchBudget, SearchState, begin
 from gemel_ray.spec.errors import SearchError
+from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import Candidate, Outcome
+from gemel_ray.spec.units import format_bytes
 from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData, read_query_data, with_teacher
 from gemel_ray.training.joint import Validation
@@ -25,6 +30,7 @@ from gemel_ray.training.trial import Trial
 from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.models import build_model
+from gemel_ray.vision.similarity import relatives
 from gemel_ray.weights.files import absolute_uri
 from gemel_ray.weights.store import Store, open_store
 
@@ -39,8 +45,11 @@ class SearchOptions:
     cpus: float = 1
     gpus: float = 0
     seed: int = 0
-    rule: Rule = "exact"
+    # GEMEL's own bounds: sharing across models only, by the exact signature.
+    paper: bool = False
     budget: SearchBudget = field(default_factory=SearchBudget)
+    # Start no further trial after so long; the search can be taken up again.
+    minutes: float = math.inf
     allow_factories: bool = False
     resume: bool = False
 
@@ -48,25 +57,32 @@ class SearchOptions:
 def search(workload: Workload, store_uri: str, options: SearchOptions, report: Report = lambda line: None) -> Manifest:
     """Search merge configurations of a workload; every improvement is published at once. Returns the best release.
 
-    Needs a Ray that is initialised already. Raises SearchError when there is nothing to resume, or when an unfinished
-    search of the same workload would be overwritten.
+    Needs a Ray that is initialised already. Raises SearchError when there is nothing to resume.
     """
     store = open_store(store_uri, create=True)
-    data, progress = _prepare(workload, store, options)
+    data, progress = _prepare(workload, store, options, report)
     if not progress.is_finished:
         _run_trials(progress, data, absolute_uri(store_uri), options, report)
-    return store.manifest(progress.state.release)
+    return progress.latest()
 
 
-def _prepare(workload: Workload, store: Store, options: SearchOptions) -> tuple[dict[str, QueryData], Progress]:
+def search_name(workload: Workload) -> str:
+    """The name under which a store keeps the state of a workload's search."""
+    return f"{workload.name}-{workload.content_hash()[:12]}"
+
+
+def _prepare(
+    workload: Workload, store: Store, options: SearchOptions, report: Report
+) -> tuple[dict[str, QueryData], Progress]:
     models = {q.name: build_model(q.model, allow_factories=options.allow_factories) for q in workload.queries}
     for query in workload.queries:
         load_weights(models[query.name], query.model)
+    report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     data = {
         query.name: with_teacher(read_query_data(query, workload.feeds[query.feed]), models[query.name])
         for query in workload.queries
     }
-    name = f"{workload.name}-{workload.content_hash()[:12]}"
+    name = search_name(workload)
     if options.resume:
         progress = Progress.resume(store, name)
         if progress is None:
@@ -74,17 +90,45 @@ def _prepare(workload: Workload, store: Store, options: SearchOptions) -> tuple[
                 f"{store.locate()}: there is no search of {workload.name!r} to resume; leave out --resume"
             )
         return data, progress
-    groups = analyze(workload, rule=options.rule, allow_factories=options.allow_factories).groups
     originals = publish_originals(store, workload, models, seed=options.seed)
-    state = begin(groups, release=originals.release, budget=options.budget, seed=options.seed)
-    progress = Progress(store, name, state)
+    states = _states(workload, models, originals, options)
+    progress = Progress(store, name, states, root=originals.release)
     progress.save()
     return data, progress
+
+
+def _states(
+    workload: Workload, models: Mapping[str, nn.Module], originals: Manifest, options: SearchOptions
+) -> list[SearchState]:
+    """One state for each set of models that share nothing with the others."""
+    analysis = analyze(workload, allow_factories=options.allow_factories)
+    beyond = () if options.paper else group_repeats(analysis.inventories)
+    alike = relatives(models, analysis.groups)
+    sets = independent_sets((*analysis.groups, *beyond))
+    trials = max(options.budget.max_trials // max(len(sets), 1), 1)
+    budget = options.budget.model_copy(update={"max_trials": trials})
+    return [
+        begin(
+            _within(analysis.groups, queries),
+            relatives=_within(alike, queries),
+            beyond=_within(beyond, queries),
+            release=originals.release,
+            budget=budget,
+            seed=options.seed,
+            name=min(queries),
+        )
+        for queries in sets
+    ]
+
+
+def _within(groups: Sequence[LayerGroup], queries: frozenset[str]) -> list[LayerGroup]:
+    return [group for group in groups if queries.issuperset(group.queries)]
 
 
 def _run_trials(
     progress: Progress, data: Mapping[str, QueryData], store_uri: str, options: SearchOptions, report: Report
 ) -> None:
+    searcher = MergeSearcher(progress, options, report)
     trainable = tune.with_parameters(
         MergeTrial, data=dict(data), store_uri=store_uri, allow_factories=options.allow_factories
     )
@@ -92,8 +136,8 @@ def _run_trials(
         tune.Tuner(
             tune.with_resources(trainable, {"cpu": options.cpus, "gpu": options.gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=MergeSearcher(progress, options.parallel, report),
-                num_samples=options.budget.max_trials,
+                search_alg=searcher,
+                num_samples=options.budget.max_trials * len(progress.states),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -101,6 +145,7 @@ def _run_trials(
                 name="trials",
                 storage_path=folder,
                 verbose=0,
+                stop=StopSuperseded(searcher),
                 # A killed worker is replaced and its trial begins again.
                 failure_config=tune.FailureConfig(max_failures=1),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -111,39 +156,87 @@ def _run_trials(
 class MergeSearcher(Searcher):
     """Maps Tune's suggest and complete onto the search in progress."""
 
-    def __init__(self, progress: Progress, parallel: int, report: Report) -> None:
+    def __init__(self, progress: Progress, options: SearchOptions, report: Report) -> None:
         super().__init__(metric="passed", mode="max")
-        self._progress, self._parallel, self._report = progress, parallel, report
+        self._progress, self._parallel, self._report = progress, options.parallel, report
         self._live: dict[str, Candidate] = {}
+        self._began_s = time.monotonic()
+        self._until_s = self._began_s + 60 * options.minutes
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next candidate; None while the round's last trials run."""
-        if self._progress.is_finished:
-            return None if self._live else Searcher.FINISHED  # type: ignore[return-value] # Tune's own marker
+        if self._progress.is_finished or time.monotonic() > self._until_s:
+            return self._wait_or_end()
         if len(self._live) >= self._parallel:
             return None
         candidate = self._progress.next_candidate()
         if candidate is None:
-            return None
+            # Asking for one may have closed a round, and with it the search.
+            return self._wait_or_end() if self._progress.is_finished or not self._live else None
         self._live[trial_id] = candidate
-        self._report(f"trial {candidate.number}: {candidate.label}")
+        self._report(f"trial {_name(candidate)} begins: {candidate.label}")
         return {"candidate": candidate.model_dump_json()}
+
+    def _wait_or_end(self) -> dict[str, Any] | None:
+        return None if self._live else Searcher.FINISHED  # type: ignore[return-value] # Tune's own marker
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Say how far a trial is."""
+        name = _name(self._live[trial_id])
+        self._report(f"trial {name}: step {result['steps']}, worst agreement {result['worst_agreement']:.3f}")
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the outcome; a trial that died twice counts as failed."""
         candidate = self._live.pop(trial_id)
-        if error or not result or "outcome" not in result:
-            outcome = Outcome(candidate=candidate.number, passed=False, reason="failed: its process died twice")
-        else:
+        if result and "outcome" in result and not error:
             outcome = Outcome.model_validate_json(result["outcome"])
-        self._report(f"trial {candidate.number}: {outcome.reason} after {outcome.steps} steps, {outcome.seconds:.0f} s")
-        self._progress.take(outcome)
+        elif self._progress.is_superseded(candidate):
+            outcome = superseded(candidate)
+        else:
+            outcome = Outcome(candidate=candidate.number, passed=False, reason="failed: its process died twice")
+        self._progress.take(candidate, outcome)
+        self._report(self._line(candidate, outcome))
+
+    def is_superseded(self, trial_id: str) -> bool:
+        """Whether a running trial can change nothing any more."""
+        return trial_id in self._live and self._progress.is_superseded(self._live[trial_id])
+
+    def _line(self, candidate: Candidate, outcome: Outcome) -> str:
+        """What became of a trial, and where the search is."""
+        latest = self._progress.latest()
+        saved, before = latest.bytes_before - latest.bytes_after, latest.bytes_before
+        bound = sum(layer.saved_bytes for state in self._progress.states for layer in state.groups)
+        return (
+            f"trial {_name(candidate)}: {outcome.reason} after {outcome.steps} steps, {outcome.seconds:.0f} s | "
+            f"release {latest.release} saves {format_bytes(saved)} ({100 * saved / before:.1f} % of all; across models "
+            f"at most {100 * bound / before:.1f} %) | {len(self._live)} trials running, "
+            f"{time.monotonic() - self._began_s:.0f} s"
+        )
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store holds the search's own state."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a search is resumed from the store."""
+
+
+class StopSuperseded(tune.Stopper):
+    """Ends trials whose outcome can change nothing any more, at their next validation."""
+
+    def __init__(self, searcher: MergeSearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to stop this trial."""
+        return self._searcher.is_superseded(trial_id)
+
+    def stop_all(self) -> bool:
+        """Never all of them."""
+        return False
+
+
+def _name(candidate: Candidate) -> str:
+    return f"{candidate.model_set}/{candidate.number}"
 
 
 class MergeTrial(tune.Trainable):

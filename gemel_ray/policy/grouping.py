@@ -29,6 +29,28 @@ def group_layers(inventories: Sequence[ModelInventory], rule: Rule = "exact") ->
     return memory_forward(groups)
 
 
+def group_repeats(inventories: Sequence[ModelInventory]) -> tuple[LayerGroup, ...]:
+    """Beyond GEMEL: all layers of one weight shape in one group, across and within models, whatever their stride.
+
+    Measured in merging.md: 78.0 % of all bytes saved where sharing across models ends at 65.7 %.
+    """
+    alike: dict[str, list[tuple[LayerRef, Layer]]] = defaultdict(list)
+    for inventory in inventories:
+        for layer in inventory.layers:
+            alike[layer.signature("shape")].append((LayerRef(inventory.query, layer.path), layer))
+    return memory_forward([_group(signature, found) for signature, found in alike.items() if len(found) > 1])
+
+
+def independent_sets(groups: Sequence[LayerGroup]) -> tuple[frozenset[str], ...]:
+    """Queries that share with each other, directly or through others: sets that can be searched side by side."""
+    sets: list[frozenset[str]] = []
+    for group in groups:
+        touching = [found for found in sets if not found.isdisjoint(group.queries)]
+        sets = [found for found in sets if found not in touching]
+        sets.append(frozenset(group.queries).union(*touching))
+    return tuple(sorted(sets, key=sorted))
+
+
 def _group(signature: str, found: Sequence[tuple[LayerRef, Layer]]) -> LayerGroup:
     return LayerGroup(signature, tuple(ref for ref, _ in found), found[0][1].bytes)
 

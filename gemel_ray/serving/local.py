@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,9 @@ from gemel_ray.serving.app import application
 from gemel_ray.serving.ingress_deployment import engine_name
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
 from gemel_ray.serving.releases import pull_release
-from gemel_ray.spec.errors import ServingError
+from gemel_ray.spec.errors import InputError, ServingError, nearest
+from gemel_ray.spec.units import parse_bytes
+from gemel_ray.spec.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ def serve_release(
     given = {"store": str(store), "release": release, "nodes": list(nodes), "allow_factories": allow_factories}
     options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
     _check_release(options)
-    with _ray(), _serve(host, port) as address:
+    with _ray(), serve_session(host, port) as address:
         try:
             serve.run(application(options), name=name, route_prefix="/")
         except RuntimeError as error:
@@ -64,6 +68,40 @@ def serve_release(
             yield Service(address, _handles(options, name))
         finally:
             serve.delete(name)
+
+
+def node_options(workload: Workload, name: str | None, memory: str | None) -> NodeOptions:
+    """What this machine offers as one of a workload's nodes; `memory` replaces the node's own.
+
+    Raises InputError for a node that the workload does not have, and where it has none and no memory is given.
+    """
+    nodes = {node.name: node for node in workload.nodes}
+    if name is not None and name not in nodes:
+        raise InputError(f"--node {name!r} is not in the workload; {nearest(name, nodes)}")
+    if not nodes:
+        if memory is None:
+            raise InputError(f"workload {workload.name!r} has no 'nodes'; add one, or say --memory 2GiB")
+        return NodeOptions(memory=_checked_memory(memory))
+    node = nodes[name or next(iter(nodes))]
+    return NodeOptions(name=node.name, memory=_checked_memory(memory) if memory else node.memory, device=node.device)
+
+
+def _checked_memory(memory: str) -> int:
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise InputError(f"--memory: {error}") from error
+
+
+def wait_for_interrupt() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    asked = threading.Event()
+    former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        asked.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def _check_release(options: ServeOptions) -> None:
@@ -97,7 +135,10 @@ def _ray() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _serve(host: str, port: int) -> Iterator[str]:
+def serve_session(host: str = "127.0.0.1", port: int = 8000, *, shut_down: bool = True) -> Iterator[str]:
+    """Serve at an address, or where it runs already: the URL. Started Serve is ended afterwards, unless the whole of
+    Ray is about to be, which is quicker and quieter. ServingError when the port is taken."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if serve.status().proxies:
         yield _running_address()
         return
@@ -106,7 +147,8 @@ def _serve(host: str, port: int) -> Iterator[str]:
     try:
         yield f"http://{host}:{port}"
     finally:
-        serve.shutdown()
+        if shut_down:
+            serve.shutdown()
 
 
 def _running_address() -> str:

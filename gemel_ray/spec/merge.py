@@ -18,6 +18,17 @@ class SharedLayer(Strict):
     layer_bytes: Annotated[int, Field(gt=0)]
     members: Annotated[tuple[LayerRef, ...], Field(min_length=2)]
 
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes spared when all members share one copy."""
+        return self.layer_bytes * (len(self.members) - 1)
+
+    def among(self, members: Iterable[LayerRef]) -> SharedLayer | None:
+        """The same layer shared by those of its members only; None where fewer than two are left."""
+        wanted = set(members)
+        kept = tuple(member for member in self.members if member in wanted)
+        return self.model_copy(update={"members": kept}) if len(kept) > 1 else None
+
 
 class MergeConfiguration(Strict):
     """All shared layers of a set of models. No layer appears twice."""
@@ -44,12 +55,37 @@ class MergeConfiguration(Strict):
             )
         )
 
+    def joined(self, additions: Iterable[SharedLayer]) -> MergeConfiguration:
+        """This configuration and further shared layers; those with a member in common become one. Largest saving first.
+
+        Raises ValueError where layers of different sizes would become one.
+        """
+        shared = list(self.shared)
+        for addition in additions:
+            touching = [layer for layer in shared if not set(layer.members).isdisjoint(addition.members)]
+            shared = [layer for layer in shared if layer not in touching]
+            shared.append(_united((addition, *touching)))
+        return MergeConfiguration(shared=tuple(sorted(shared, key=memory_forward_key)))
+
     @property
     def saved_bytes(self) -> int:
         """Bytes spared against a private copy for every member."""
-        return sum(layer.layer_bytes * (len(layer.members) - 1) for layer in self.shared)
+        return sum(layer.saved_bytes for layer in self.shared)
 
     @property
     def queries(self) -> tuple[str, ...]:
         """Queries with at least one shared layer, sorted."""
         return tuple(sorted({member.query for layer in self.shared for member in layer.members}))
+
+
+def memory_forward_key(layer: SharedLayer) -> tuple[int, str, tuple[LayerRef, ...]]:
+    """Sorts shared layers by saving, largest first, with a total order."""
+    return -layer.saved_bytes, layer.signature, layer.members
+
+
+def _united(layers: tuple[SharedLayer, ...]) -> SharedLayer:
+    first = layers[0]
+    if other := next((layer for layer in layers if layer.layer_bytes != first.layer_bytes), None):
+        raise ValueError(f"{first.members[0]} and {other.members[0]} differ in size and cannot share one copy")
+    members = dict.fromkeys(member for layer in layers for member in layer.members)
+    return first.model_copy(update={"members": tuple(sorted(members))})

@@ -40,10 +40,9 @@ class Accuracy(Strict):
     original_accuracy: float | None = None
     merged_accuracy: float | None = None
 
-    @property
-    def meets_target(self) -> bool:
-        """Whether the gate's estimate reaches the target."""
-        return self.agreement >= self.target
+    def passes(self, margin: float) -> bool:
+        """Whether the gate's estimate reaches the target, and its lower bound the target less a margin."""
+        return self.agreement >= self.target and self.lower_bound >= self.target - margin
 
 
 class ReleasedQuery(Strict):

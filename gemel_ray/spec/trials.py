@@ -6,17 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gemel_ray.spec.feeds import Fraction
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Accuracy, BlobInfo, Sha256
 from gemel_ray.spec.strict import Strict
 
 Start = Literal["mean", "member"]
+# The reason of a candidate that was not tried to its end, since it could change nothing any more.
+SUPERSEDED = "superseded"
 
 
 class Candidate(Strict):
     """One merge configuration to try, and how hard to try."""
 
     number: Annotated[int, Field(ge=0)]
+    # The independent set of models that is searched, by its name; numbers count within it.
+    model_set: str = ""
     label: str
     configuration: MergeConfiguration
     # 0 shares without training: average, re-estimate the normalisation, look.
@@ -24,6 +29,9 @@ class Candidate(Strict):
     # The release whose weights it continues from.
     start_release: int
     start: Start = "mean"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # How far below the target the gate's lower confidence bound may lie; the estimate itself may not.
+    gate_margin: Fraction = 0.0
     seed: int = 0
 
 
@@ -36,6 +44,10 @@ class Outcome(Strict):
     reason: str
     steps: int = 0
     seconds: float = 0.0
+    # Agreement with the originals on the validation split, of the weights kept.
+    validation: dict[str, float] = Field(default_factory=dict)
+    # Queries that stayed below their target; empty where that is not known.
+    objectors: tuple[str, ...] = ()
     accuracies: dict[str, Accuracy] = Field(default_factory=dict)
     # query -> module path -> blob, for the queries the candidate touched.
     weights: dict[str, dict[str, Sha256]] = Field(default_factory=dict)

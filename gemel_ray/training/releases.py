@@ -51,7 +51,9 @@ def publish_originals(store: Store, workload: Workload, models: Mapping[str, nn.
     )
 
 
-def publish_candidate(store: Store, parent: Manifest, candidate: Candidate, outcome: Outcome) -> Manifest:
+def publish_candidate(
+    store: Store, parent: Manifest, candidate: Candidate, outcome: Outcome, *, search: str = ""
+) -> Manifest:
     """An accepted candidate on top of its parent. Queries that it did not touch stay as they are."""
     queries = dict(parent.queries)
     for query, weights in outcome.weights.items():
@@ -60,6 +62,8 @@ def publish_candidate(store: Store, parent: Manifest, candidate: Candidate, outc
     used = {sha for released in queries.values() for sha in released.weights.values()}
     blobs = {sha: info for sha, info in (parent.blobs | outcome.blobs).items() if sha in used}
     trial: dict[str, str | int | float | bool | None] = {
+        "search": search,
+        "model_set": candidate.model_set,
         "candidate": candidate.number,
         "label": candidate.label,
         "steps": outcome.steps,
@@ -72,7 +76,7 @@ def publish_candidate(store: Store, parent: Manifest, candidate: Candidate, outc
             workload_name=parent.workload_name,
             workload_hash=parent.workload_hash,
             queries=queries,
-            merge_configuration=candidate.configuration,
+            merge_configuration=parent.merge_configuration.joined(candidate.configuration.shared),
             blobs=blobs,
             bytes_before=parent.bytes_before,
             bytes_after=sum(info.tensor_bytes for info in blobs.values()),

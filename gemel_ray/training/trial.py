@@ -9,11 +9,11 @@ from torch import nn
 
 from gemel_ray.spec.release import Accuracy, BlobInfo
 from gemel_ray.spec.trials import Candidate, Outcome
-from gemel_ray.training.data import QueryData, run_model
+from gemel_ray.training.data import QueryData, run_model, score_on_labels
 from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
 from gemel_ray.vision.binding import layer_tensors
-from gemel_ray.vision.metrics import Score, compare_labels
-from gemel_ray.vision.models import build_model, task_of
+from gemel_ray.vision.metrics import Score
+from gemel_ray.vision.models import build_model
 from gemel_ray.weights.models import BlobReader, load_state, store_models
 from gemel_ray.weights.store import Store
 
@@ -27,7 +27,13 @@ class Trial:
         self.candidate, self.data, self.store = candidate, data, store
         self._began_s = time.monotonic()
         models = {query: self._model(query, allow_factories) for query in candidate.configuration.queries}
-        options = RetrainOptions(max_steps=candidate.max_steps, seed=candidate.seed, start=candidate.start)
+        options = RetrainOptions(
+            max_steps=candidate.max_steps,
+            seed=candidate.seed,
+            start=candidate.start,
+            learning_rate=candidate.learning_rate,
+            gate_margin=candidate.gate_margin,
+        )
         self.retraining = JointRetraining(models, data, candidate.configuration, options)
 
     def _model(self, query: str, allow_factories: bool) -> nn.Module:
@@ -43,24 +49,33 @@ class Trial:
     def outcome(self, last: Validation) -> Outcome:
         """What became of the candidate. The gate is looked at only where validation reached every target."""
         if last.verdict != "reached":
-            return self._outcome(last, passed=False, reason=f"{last.verdict} on validation")
+            objectors = [query for query, score in last.scores.items() if score.estimate < self._target(query)]
+            return self._outcome(last, passed=False, reason=f"{last.verdict} on validation", objectors=objectors)
         gate = self.retraining.score("gate")
         accuracies = {query: self._accuracy(query, score, last.scores[query]) for query, score in gate.items()}
-        if not all(accuracy.meets_target for accuracy in accuracies.values()):
-            return self._outcome(last, passed=False, reason="missed on the gate", accuracies=accuracies)
+        margin = self.candidate.gate_margin
+        if objectors := [query for query, accuracy in accuracies.items() if not accuracy.passes(margin)]:
+            return self._outcome(
+                last, passed=False, reason="missed on the gate", objectors=objectors, accuracies=accuracies
+            )
         weights, blobs = self._store()
         return self._outcome(last, passed=True, reason="passed", accuracies=accuracies, weights=weights, blobs=blobs)
 
     def _outcome(self, last: Validation, *, passed: bool, reason: str, **found: object) -> Outcome:
         seconds = time.monotonic() - self._began_s
         fixed = {"candidate": self.candidate.number, "passed": passed, "reason": reason}
-        return Outcome.model_validate(fixed | {"steps": last.step, "seconds": seconds} | found)
+        validation = {query: score.estimate for query, score in last.scores.items()}
+        return Outcome.model_validate(
+            fixed | {"steps": last.step, "seconds": seconds, "validation": validation} | found
+        )
+
+    def _target(self, query: str) -> float:
+        return self.data[query].query.accuracy_target
 
     def _accuracy(self, query: str, score: Score, validation: Score) -> Accuracy:
-        part = self.data[query]
         original, merged = self._labelled(query)
         return Accuracy(
-            target=part.query.accuracy_target,
+            target=self._target(query),
             measure=score.measure,
             agreement=score.estimate,
             lower_bound=score.lower_bound,
@@ -71,15 +86,12 @@ class Trial:
         )
 
     def _labelled(self, query: str) -> tuple[float | None, float | None]:
-        """Balanced accuracy of original and merged model against the feed's labels, where there are any."""
-        part, gate = self.data[query], self.data[query].splits["gate"]
-        if task_of(part.query.model) != "classification" or (gate.labels < 0).any():
-            return None, None
-        labels = [part.query.model.classes[index] for index in gate.labels]
+        """Accuracy of original and merged model against the feed's labels, where there are any."""
+        part = self.data[query]
+        gate = part.splits["gate"]
         _, answers = run_model(self.retraining.models[query], part.task, gate.images)
-        original = compare_labels(labels, [answer.label for answer in gate.answers if hasattr(answer, "label")])
-        merged = compare_labels(labels, [answer.label for answer in answers if hasattr(answer, "label")])
-        return original.estimate, merged.estimate
+        original, merged = score_on_labels(part, "gate", gate.answers), score_on_labels(part, "gate", answers)
+        return original.estimate if original else None, merged.estimate if merged else None
 
     def _store(self) -> tuple[dict[str, dict[str, str]], dict[str, BlobInfo]]:
         models, configuration = self.retraining.models, self.candidate.configuration

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gemel_ray.merging.progress import Progress
-from gemel_ray.policy.grouping import group_layers
+from gemel_ray.policy.grouping import group_layers, independent_sets
 from gemel_ray.policy.search import SearchBudget, begin
 from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import Outcome
@@ -19,9 +19,12 @@ from gemel_ray.weights.models import store_models
 from gemel_ray.weights.store import open_store
 
 
-def workload():
-    model = {"architecture": "squeezenet1_1", "classes": ["background", "car"]}
-    queries = [{"name": name, "feed": "f", "model": model} for name in ("a", "b")]
+def workload(**architectures):
+    architectures = architectures or {"a": "squeezenet1_1", "b": "squeezenet1_1"}
+    queries = [
+        {"name": name, "feed": "f", "model": {"architecture": architecture, "classes": ["background", "car"]}}
+        for name, architecture in architectures.items()
+    ]
     data = {"name": "w", "feeds": {"f": {"kind": "streets"}}, "queries": queries}
     return parse_workload(data, source="w", base=".")
 
@@ -35,7 +38,7 @@ def started(tmp_path):
     originals = publish_originals(store, found, models, seed=0)
     groups = group_layers(analyze(found).inventories)
     state = begin(groups, release=originals.release, budget=SearchBudget(max_trials=12, max_steps=5))
-    return store, models, Progress(store, "search", state)
+    return store, models, Progress(store, "search", [state], root=originals.release)
 
 
 def outcome_for(store, models, candidate, *, passed):
@@ -58,7 +61,7 @@ def test_the_winner_is_published_whatever_order_outcomes_come_in(started):
     candidates = list(iter(progress.next_candidate, None))
     assert len(candidates) == 2
     for candidate in reversed(candidates):
-        progress.take(outcome_for(store, models, candidate, passed=candidate is candidates[-1]))
+        progress.take(candidate, outcome_for(store, models, candidate, passed=candidate is candidates[-1]))
     manifest = store.manifest()
     assert manifest.release == 2
     assert manifest.merge_configuration == candidates[-1].configuration
@@ -69,32 +72,70 @@ def test_the_winner_is_published_whatever_order_outcomes_come_in(started):
 def test_a_search_taken_up_again_repeats_only_what_had_no_outcome(started):
     store, models, progress = started
     first, second = iter(progress.next_candidate, None)
-    progress.take(outcome_for(store, models, first, passed=True))
+    progress.take(first, outcome_for(store, models, first, passed=False))
     again = Progress.resume(store, "search")
     assert [c.number for c in iter(again.next_candidate, None)] == [second.number]
-    again.take(outcome_for(store, models, second, passed=False))
+    again.take(second, outcome_for(store, models, second, passed=True))
+    assert store.manifest().merge_configuration == second.configuration
+    assert [line["passed"] for line in again.history] == [False, True]
+
+
+def test_what_can_change_nothing_any_more_is_not_tried(started):
+    store, models, progress = started
+    first = progress.next_candidate()
+    progress.take(first, outcome_for(store, models, first, passed=True))
+    following = progress.next_candidate()
+    assert following is None or following.max_steps > 0
     assert store.manifest().merge_configuration == first.configuration
+
+
+def test_sets_that_share_nothing_are_searched_side_by_side_and_published_on_top_of_each_other(tmp_path):
+    torch.manual_seed(0)
+    found = workload(a="squeezenet1_1", b="squeezenet1_1", c="mobilenet_v3_small", d="mobilenet_v3_small")
+    store = open_store(tmp_path / "store", create=True)
+    models = {query.name: build_model(query.model) for query in found.queries}
+    originals = publish_originals(store, found, models, seed=0)
+    groups = group_layers(analyze(found).inventories)
+    sets = independent_sets(groups)
+    assert sets == (frozenset("ab"), frozenset("cd"))
+    budget = SearchBudget(max_trials=4, max_steps=5)
+    states = [
+        begin(
+            [group for group in groups if queries.issuperset(group.queries)],
+            release=originals.release, budget=budget, name=min(queries),
+        )
+        for queries in sets
+    ]  # fmt: skip
+    progress = Progress(store, "search", states, root=originals.release)
+    while (candidate := progress.next_candidate()) is not None:
+        progress.take(candidate, outcome_for(store, models, candidate, passed=True))
+    assert progress.is_finished
+    manifest = progress.latest()
+    assert manifest.merge_configuration.queries == ("a", "b", "c", "d")
+    assert manifest.merge_configuration.saved_bytes == sum(group.saved_bytes for group in groups)
+    assert Progress.resume(store, "search").latest() == manifest
+    assert store.verify() == []
 
 
 def test_a_driver_that_dies_right_after_publishing_publishes_only_once(started):
     store, models, progress = started
     first, second = iter(progress.next_candidate, None)
-    progress.take(outcome_for(store, models, first, passed=True))
+    progress.take(first, outcome_for(store, models, first, passed=True))
     saved = store.read_state("search")
-    progress.take(outcome_for(store, models, second, passed=False))
+    progress.take(second, outcome_for(store, models, second, passed=False))
     assert store.releases() == [1, 2]
     store.write_state("search", saved)  # as if the death came before the new state was written down
     again = Progress.resume(store, "search")
-    again.take(outcome_for(store, models, second, passed=False))
+    again.take(second, outcome_for(store, models, second, passed=False))
     assert store.releases() == [1, 2]
-    assert again.state == progress.state
+    assert again.states == progress.states
 
 
 def test_a_search_ends_when_nothing_passes_and_head_stays_at_the_originals(started):
     store, models, progress = started
     for _ in itertools.takewhile(lambda _: not progress.is_finished, itertools.count()):
         candidate = progress.next_candidate()
-        progress.take(outcome_for(store, models, candidate, passed=False))
+        progress.take(candidate, outcome_for(store, models, candidate, passed=False))
     assert store.head() == 1
     assert Progress.resume(store, "search").is_finished
 
@@ -103,6 +144,6 @@ def test_an_outcome_reported_twice_counts_once(started):
     store, models, progress = started
     first, _ = iter(progress.next_candidate, None)
     outcome = outcome_for(store, models, first, passed=False)
-    progress.take(outcome)
-    progress.take(outcome)
+    progress.take(first, outcome)
+    progress.take(first, outcome)
     assert store.releases() == [1]

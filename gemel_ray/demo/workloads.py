@@ -1,0 +1,97 @@
+"""The workloads of the demonstration, written out as files that a user can change and run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemel_ray.spec.errors import FeedError, nearest
+
+# Fifteen frames a second, each answered before the next one comes.
+_DEFAULTS = {"accuracy_target": 0.95, "fps": 15, "slo_ms": 66}
+ORIGINALS = "originals"
+
+
+@dataclass(frozen=True, slots=True)
+class _Camera:
+    """One camera with its one query: `shows` is the class that is asked for."""
+
+    name: str
+    shows: str
+    architecture: str
+    # Name of the folder below cameras/, for real cameras.
+    folder: str = ""
+
+
+_STREETS = (
+    _Camera("north", "vehicle", "resnet18_half"),
+    _Camera("east", "vehicle", "resnet18_half"),
+    _Camera("south", "vehicle", "resnet18_half"),
+    _Camera("west", "vehicle", "resnet34_half"),
+    _Camera("bridge", "vehicle", "resnet34_half"),
+)
+_REAL = (
+    _Camera("bottles", "bottle", "resnet18_half", "intel-bottles"),
+    _Camera("cars", "vehicle", "resnet18_half", "intel-car-topdown"),
+    _Camera("lobby", "person", "resnet18_half", "intel-person-lobby"),
+    _Camera("intersection", "vehicle", "resnet34_half", "intersection-topdown"),
+    _Camera("road", "vehicle", "resnet34_half", "road-day"),
+)
+
+
+def streets_document(*, quick: bool) -> dict[str, Any]:
+    """Procedural street cameras; `quick` takes four small ones instead of five."""
+    cameras = _STREETS[:2] + _STREETS[3:] if quick else _STREETS
+    feeds = {
+        camera.name: {"kind": "streets", "seed": seed, "frames": 2000 if quick else 4000, "traffic": 1.2}
+        for seed, camera in enumerate(cameras)
+    }
+    return _document("demo-quick" if quick else "demo", cameras, feeds, input_size=32 if quick else 48)
+
+
+def cameras_document(video: Path) -> dict[str, Any]:
+    """Five real cameras out of a folder that holds cameras/NAME/tiles.jsonl. FeedError where one is missing."""
+    for camera in _REAL:
+        if not (video / "cameras" / camera.folder / "tiles.jsonl").is_file():
+            there = sorted(path.name for path in (video / "cameras").glob("*") if path.is_dir())
+            raise FeedError(
+                f"--video {video}: there is no cameras/{camera.folder}/tiles.jsonl; {nearest(camera.folder, there)}"
+            )
+    feeds = {
+        camera.name: {"kind": "tiles", "path": str((video / "cameras" / camera.folder).resolve())} for camera in _REAL
+    }
+    return _document("demo-cameras", _REAL, feeds, input_size=64)
+
+
+def _document(
+    name: str, cameras: tuple[_Camera, ...], feeds: Mapping[str, Mapping[str, Any]], *, input_size: int
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "defaults": _DEFAULTS,
+        "feeds": dict(feeds),
+        "queries": [_query(camera, input_size) for camera in cameras],
+        # Less than half of what the originals take.
+        "nodes": [{"name": "box", "memory": "32MiB", "device": "cpu"}],
+    }
+
+
+def _query(camera: _Camera, input_size: int) -> dict[str, Any]:
+    name = f"{camera.name}_{camera.shows}"
+    model = {
+        "architecture": camera.architecture,
+        "classes": ["background", camera.shows],
+        "input_size": input_size,
+        "weights": f"{ORIGINALS}/{name}.safetensors",
+    }
+    return {"name": name, "feed": camera.name, "model": model}
+
+
+def write_workload(document: Mapping[str, Any], path: Path) -> None:
+    """Write a workload file with a word on what it is."""
+    head = "# Written by `gemel demo`. Change it, then: gemel originals, gemel search, gemel serve.\n"
+    path.write_text(head + yaml.safe_dump(dict(document), sort_keys=False, width=120), encoding="utf-8")
