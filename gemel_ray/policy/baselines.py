@@ -6,7 +6,7 @@ The one thing they all have in common is the scheduler: turns in a fixed order, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemel_ray.policy.planning import plan_queries
 from gemel_ray.policy.sharing import (
@@ -40,12 +40,19 @@ class Policy:
     work_conserving: bool = True
     # Memory for everything, whatever the node has.
     has_all_memory: bool = False
+    # Other policies that a short simulation may prefer to this one; see edge.simulation.choose_plan.
+    alternatives: tuple[str, ...] = ()
 
 
 POLICIES: Mapping[str, Policy] = {
-    "ours_merged": Policy("merged, planned order and batches, layers evicted by furthest next use", merged_layers),
-    "ours_released": Policy("the same with the weight sets that a release stores: what the engine does", as_released),
-    "ours": Policy("the same without any sharing", private_layers),
+    "ours_merged": Policy(
+        "merged, planned order and batches, furthest next use evicted, work-conserving; or what simulates better",
+        merged_layers, alternatives=("ours_released", "time_space_merged"),
+    ),
+    "ours_released": Policy("merged, in the weight sets that a release stores: what the engine does", as_released),
+    "ours": Policy(
+        "as ours_merged, without any sharing", private_layers, alternatives=("time_space",),
+    ),
     "time_space_merged": Policy(
         "merged, given order, most recently used evicted, loads overlap: GEMEL's edge",
         merged_layers, "most_recently_used", plans_order=False, work_conserving=False,
@@ -56,12 +63,14 @@ POLICIES: Mapping[str, Policy] = {
     ),
     "model_lru": Policy(
         "whole models, least recently used evicted, one frame at a time: serve.multiplexed and its like",
-        whole_models, "least_recently_used", overlap=False, plans_order=False, max_batch=1, work_conserving=False,
+        whole_models, "least_recently_used",
+        overlap=False, plans_order=False, max_batch=1, work_conserving=False,
     ),
-    "dedup": Policy("ours, sharing only what was bit-identical before any merge", bit_identical_layers),
-    "stem": Policy("ours, sharing only a common prefix of layers: Mainstream", common_stems),
-    "everything_resident": Policy("memory for everything, nothing shared: the upper bound", whole_models,
-                                  has_all_memory=True),
+    "dedup": Policy("as ours, sharing only what was bit-identical before any merge", bit_identical_layers),
+    "stem": Policy("as ours, sharing only a common prefix of layers: Mainstream", common_stems),
+    "everything_resident": Policy(
+        "memory for everything, nothing shared: the upper bound", whole_models, has_all_memory=True,
+    ),
 }  # fmt: skip
 
 
@@ -81,7 +90,24 @@ def find_policy(name: str) -> Policy:
     return POLICIES[name]
 
 
-def plan_policy(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> PolicyPlan:
+def candidate_plans(
+    policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
+) -> tuple[PolicyPlan, ...]:
+    """The policy's own plan. Where it has alternatives, also its own with larger batches, its strict round robin, and
+    their plans. See plan_policy."""
+    own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
+    if not policy.alternatives:
+        return (own,)
+    others = (
+        plan_policy(find_policy(name), models, profile, budget_bytes=budget_bytes) for name in policy.alternatives
+    )
+    larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, largest_batches=True)
+    return (own, larger, replace(own, work_conserving=False), *others)
+
+
+def plan_policy(
+    policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int, largest_batches: bool = False
+) -> PolicyPlan:
     """Raises OverBudgetError when one query alone does not fit, ServingError when the profile lacks a query."""
     holding = policy.sharing(models)
     plan = plan_queries(
@@ -92,6 +118,7 @@ def plan_policy(policy: Policy, models: Models, profile: DeviceProfile, *, budge
         max_batch=policy.max_batch,
         overlap=policy.overlap,
         keep_order=not policy.plans_order,
+        largest_batches=largest_batches,
     )
     return PolicyPlan(plan, policy.eviction, policy.work_conserving)
 

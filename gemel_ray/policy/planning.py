@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gemel_ray.policy.batching import Demand, choose_batch_sizes
+from gemel_ray.policy.batching import Demand, choose_batch_sizes, expect
 from gemel_ray.policy.duty_cycle import Round, TurnCost, bundle
 from gemel_ray.policy.order import choose_order
 from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
@@ -27,7 +27,13 @@ class ServedQuery:
 
 
 def plan_node(
-    manifest: Manifest, profile: DeviceProfile, *, budget_bytes: int, max_batch: int = 8, overlap: bool = True
+    manifest: Manifest,
+    profile: DeviceProfile,
+    *,
+    budget_bytes: int,
+    max_batch: int = 8,
+    overlap: bool = True,
+    largest_batches: bool = False,
 ) -> EdgePlan:
     """`plan_queries` for all of a release's queries on one device."""
     queries = {
@@ -35,7 +41,15 @@ def plan_node(
         for name, released in manifest.queries.items()
     }
     weight_bytes = {blob: manifest.blobs[blob].tensor_bytes for query in queries.values() for blob in query.weights}
-    return plan_queries(queries, weight_bytes, profile, budget_bytes=budget_bytes, max_batch=max_batch, overlap=overlap)
+    return plan_queries(
+        queries,
+        weight_bytes,
+        profile,
+        budget_bytes=budget_bytes,
+        max_batch=max_batch,
+        overlap=overlap,
+        largest_batches=largest_batches,
+    )
 
 
 def plan_queries(
@@ -47,8 +61,11 @@ def plan_queries(
     max_batch: int = 8,
     overlap: bool = True,
     keep_order: bool = False,
+    largest_batches: bool = False,
 ) -> EdgePlan:
     """Order and batch sizes for queries on one device; with `keep_order` the order is the given one.
+
+    With `largest_batches` a turn may take as many frames as fit, whatever that does to the others' deadlines.
 
     Only measured batch sizes up to `max_batch` are chosen; between measured ones the costs of the next larger count.
     A profile that starts above 1 counts as if it started at 1. Raises OverBudgetError when one query alone does not
@@ -70,12 +87,13 @@ def plan_queries(
     order = tuple(queries)
     if not keep_order:
         order = choose_order(weights, weight_bytes, budget_bytes=budget_bytes, workspace_bytes=workspace_bytes)
-    chosen = choose_batch_sizes(
-        Round(order, bundle(weights, weight_bytes, load_ms)),
-        {name: Demand(query.fps, query.slo_ms, costs[name]) for name, query in queries.items()},
-        budget_bytes=budget_bytes,
-        overlap=overlap,
-    )
+    planned_round = Round(order, bundle(weights, weight_bytes, load_ms))
+    demands = {name: Demand(query.fps, query.slo_ms, costs[name]) for name, query in queries.items()}
+    if largest_batches:
+        sizes = {name: max(by_size) for name, by_size in costs.items()}
+        chosen = expect(sizes, planned_round, demands, budget_bytes=budget_bytes, overlap=overlap)
+    else:
+        chosen = choose_batch_sizes(planned_round, demands, budget_bytes=budget_bytes, overlap=overlap)
     log.info(
         "plan: %d queries in %d bytes, duty cycle %.1f ms, worst goodput %.3f",
         len(order), budget_bytes, chosen.cycle_ms, chosen.score[0],

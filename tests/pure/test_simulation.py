@@ -5,18 +5,27 @@ from itertools import pairwise
 
 import pytest
 from edge_plans import camera_frame, kept, manifest_of, plan_of, plans, profile_of, query_of, traffic
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.edge.chrome_trace import chrome_trace
 from gemel_ray.edge.loop import run
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.simulated import SimulatedDevice
-from gemel_ray.edge.simulation import cameras_of, measure, play, simulate, simulate_release
+from gemel_ray.edge.simulation import (
+    cameras_of,
+    choose_plan,
+    measure,
+    plan_release,
+    play,
+    simulate,
+    simulate_release,
+)
 from gemel_ray.edge.trace import Trace
-from gemel_ray.edge.traffic import Camera
-from gemel_ray.policy.baselines import POLICIES, PolicyPlan
-from gemel_ray.policy.sharing import ModelLayer, ServedModel
+from gemel_ray.edge.traffic import Camera, periodic
+from gemel_ray.policy.baselines import POLICIES, PolicyPlan, candidate_plans
+from gemel_ray.policy.planning import plan_node
+from gemel_ray.policy.sharing import ModelLayer, ServedModel, models_of
 from gemel_ray.spec.actions import Infer, Load
 from gemel_ray.spec.errors import InputError, OverBudgetError
 
@@ -98,6 +107,47 @@ def test_a_release_is_simulated_at_its_own_rates_and_deadlines():
         simulate_release(manifest, profile_of(weights), "time_space", budget_bytes=900, duration_ms=1000).weights_bytes
         == 800
     )
+
+
+def outcomes(plans, cameras, duration_ms=3_000):
+    found = [measure("", planned.plan, play(planned, periodic(cameras, duration_ms))) for planned in plans]
+    return [(each.mean_goodput_fraction, each.worst_goodput_fraction) for each in found]
+
+
+@pytest.mark.parametrize("budget_mib", [60, 90, 120])
+def test_of_several_plans_the_one_that_simulates_best_is_chosen(budget_mib):
+    models = family(5, fps=20, slo_ms=300)
+    profile = profile_of(models, load_bytes_per_ms=MIB)
+    plans = candidate_plans(POLICIES["ours"], models, profile, budget_bytes=budget_mib * MIB)
+    cameras = cameras_of(models)
+    scores = outcomes(plans, cameras)
+    assert len(set(scores)) > 1
+    assert choose_plan(plans, cameras) is plans[scores.index(max(scores))]
+    assert choose_plan(plans[:1], cameras) is plans[0]
+
+
+@settings(max_examples=15)
+@given(st.integers(2, 6), st.integers(40, 200), st.sampled_from([5, 10, 20]), st.sampled_from([60, 100, 200]))
+def test_ours_is_not_behind_its_alternatives_on_the_traffic_it_was_chosen_for(count, budget_mib, fps, slo_ms):
+    models = family(count, fps=fps, slo_ms=slo_ms)
+    for policy in ("ours", "ours_merged"):
+        ours = simulated(policy, models, budget_mib, duration_ms=3_000).mean_goodput_fraction
+        for other in POLICIES[policy].alternatives:
+            assert ours >= simulated(other, models, budget_mib, duration_ms=3_000).mean_goodput_fraction
+
+
+def test_a_releases_plan_is_the_better_of_planned_and_largest_batches():
+    weights = {f"q{place}": (f"w{place}",) for place in range(4)}
+    manifest = manifest_of(weights, {f"w{place}": 400 for place in range(4)}, fps=30, slo_ms=400)
+    profile = profile_of(weights, run_ms={1: 10.0, 2: 11.0, 4: 12.0, 8: 14.0}, load_bytes_per_ms=10)
+    plan = plan_release(manifest, profile, budget_bytes=900)
+    cameras = cameras_of(models_of(manifest))
+    planned, largest = (
+        PolicyPlan(plan_node(manifest, profile, budget_bytes=900, largest_batches=each)) for each in (False, True)
+    )
+    assert {query.batch_size for query in largest.plan.queries} == {8}
+    (found,) = outcomes([PolicyPlan(plan)], cameras)
+    assert found == max(outcomes([planned, largest], cameras))
 
 
 def test_cameras_follow_the_models_and_do_not_all_start_at_once():
