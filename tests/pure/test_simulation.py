@@ -114,7 +114,7 @@ def outcomes(plans, cameras, duration_ms=3_000):
     return [(each.mean_goodput_fraction, each.worst_goodput_fraction) for each in found]
 
 
-@pytest.mark.parametrize("budget_mib", [60, 90, 120])
+@pytest.mark.parametrize("budget_mib", [80, 90, 100])
 def test_of_several_plans_the_one_that_simulates_best_is_chosen(budget_mib):
     models = family(5, fps=20, slo_ms=300)
     profile = profile_of(models, load_bytes_per_ms=MIB)
