@@ -26,7 +26,11 @@ class Residents:
         self._eviction = EVICTIONS[eviction]
         self._turns = turns_of([query.weights for query in plan.queries])
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        # Reserved, and of these fully arrived.
         self._held: set[str] = set()
+        self._arrived: set[str] = set()
+        # How many of its weights each query still waits for; asked far more often than weights come and go.
+        self._lacking = {query.name: len({*query.weights}) for query in plan.queries}
         # Loads under way, in the order of the device's lane, and when the first of them began.
         self._lane: dict[str, Load] = {}
         self._lane_began_ms = 0.0
@@ -38,7 +42,7 @@ class Residents:
 
     def have(self, query: PlannedQuery) -> bool:
         """Whether all the query's weights have fully arrived."""
-        return all(weight in self._held and weight not in self._lane for weight in query.weights)
+        return not self._lacking[query.name]
 
     def expects(self, query: PlannedQuery) -> bool:
         """Whether any of the query's weights is on its way."""
@@ -121,6 +125,10 @@ class Residents:
         self._lane_began_ms = done.now_ms
         if done.failure is not None:
             self._forget(load.weight)
+            return
+        self._arrived.add(load.weight)
+        for turn in self._turns[load.weight]:
+            self._lacking[self._plan.queries[turn].name] -= 1
 
     def _missing(self, query: PlannedQuery) -> list[str]:
         return [weight for weight in query.weights if weight not in self._held]
@@ -197,3 +205,7 @@ class Residents:
         self._ledger.release(weight)
         self._held.remove(weight)
         self._moves += 1
+        if weight in self._arrived:
+            self._arrived.remove(weight)
+            for turn in self._turns[weight]:
+                self._lacking[self._plan.queries[turn].name] += 1

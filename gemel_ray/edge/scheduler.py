@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from gemel_ray.edge.pending import PendingFrames
 from gemel_ray.edge.residents import Residents
@@ -156,10 +157,9 @@ class Scheduler:
                     return query
         return waiting[0] if waiting else None
 
-    def _from_last_turn(self) -> Iterator[PlannedQuery]:
-        queries = self._plan.queries
-        for step in range(1, len(queries) + 1):
-            yield queries[(self._last_turn + step) % len(queries)]
+    def _from_last_turn(self) -> Iterable[PlannedQuery]:
+        queries, first = self._plan.queries, self._last_turn + 1
+        return chain(queries[first:], queries[:first])
 
     def _ready_before(self, last: PlannedQuery | None) -> Iterator[PlannedQuery]:
         """Queries up to `last`, in the order of their turns, that have both frames and weights."""
