@@ -141,7 +141,7 @@ def search(
     parallel: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 2,
     cpus: Annotated[float, typer.Option(help="CPUs of each trial.")] = 1,
     gpus: Annotated[float, typer.Option(help="GPUs (or a fraction) of each trial.")] = 0,
-    trials: Annotated[int, typer.Option(min=1, help="Trials at most.")] = 40,
+    trials: Annotated[int, typer.Option(min=1, help="Trials that retrain, at most.")] = 40,
     steps: Annotated[int, typer.Option(min=1, help="Retraining steps of each trial at most.")] = 150,
     minutes: Annotated[
         float, typer.Option(min=0, help="Start no trial after so many minutes; --resume goes on.")
@@ -149,6 +149,9 @@ def search(
     gate_margin: Annotated[
         float, typer.Option(min=0, max=1, help="How far below the target the gate's lower confidence bound may lie.")
     ] = 0.0,
+    objective: Annotated[
+        str, typer.Option(help="What retraining follows: distillation (the originals' answers) or labels.")
+    ] = "distillation",
     paper: Annotated[
         bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")
     ] = False,
@@ -163,17 +166,18 @@ def search(
     """
     from gemel_ray.merging.searching import SearchOptions
     from gemel_ray.merging.searching import search as run_search
-    from gemel_ray.merging.session import ray_session
-    from gemel_ray.policy.search import SearchBudget
+    from gemel_ray.policy.search import SearchSettings
     from gemel_ray.spec.workload import load_workload
 
+    if objective not in ("distillation", "labels"):
+        raise InputError(f"--objective {objective!r} is not known; choose distillation or labels")
     options = SearchOptions(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes,
-        budget=SearchBudget(max_trials=trials, max_steps=steps, gate_margin=gate_margin),
+        settings=SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective),  # type: ignore[arg-type]
         allow_factories=allow_factories, resume=resume,
     )  # fmt: skip
     # Tune prints a header of its own; stdout is for the result alone.
-    with redirect_stdout(sys.stderr), ray_session():
+    with redirect_stdout(sys.stderr):
         manifest = run_search(load_workload(workload), store, options, lambda line: print(line, file=sys.stderr))
     _show(manifest.model_dump(mode="json"), as_json, render.manifest_tables)
 

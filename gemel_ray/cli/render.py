@@ -17,7 +17,7 @@ Document = Mapping[str, Any]
 
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
-    for column in columns:
+    for place, column in enumerate(columns):
         numeric = column.endswith(
             (
                 "size",
@@ -33,7 +33,7 @@ def _table(title: str, *columns: str) -> Table:
                 "swapped",
             )
         )
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=place == 0)
     return table
 
 

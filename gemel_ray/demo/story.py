@@ -19,7 +19,7 @@ from gemel_ray.demo.comparison import Played, Recording, play, record
 from gemel_ray.demo.workloads import ORIGINALS, cameras_document, streets_document, write_workload
 from gemel_ray.merging.searching import SearchOptions, search, search_name
 from gemel_ray.merging.session import ray_session
-from gemel_ray.policy.search import SearchBudget
+from gemel_ray.policy.search import SearchSettings
 from gemel_ray.serving.local import Service, serve_release, serve_session
 from gemel_ray.serving.options import NodeOptions
 from gemel_ray.spec.release import Manifest
@@ -57,8 +57,8 @@ class _Effort:
     play_seconds: float
 
 
-_QUICK = _Effort(original_steps=150, trial_steps=60, trials=6, play_seconds=6)
-_FULL = _Effort(original_steps=200, trial_steps=120, trials=8, play_seconds=20)
+_QUICK = _Effort(original_steps=150, trial_steps=90, trials=4, play_seconds=6)
+_FULL = _Effort(original_steps=200, trial_steps=120, trials=6, play_seconds=20)
 _REAL = _Effort(original_steps=200, trial_steps=200, trials=16, play_seconds=20)
 
 
@@ -111,7 +111,7 @@ def _search(workload: Workload, store: Store, options: DemoOptions, effort: _Eff
         SearchOptions(
             parallel=options.parallel,
             seed=options.seed,
-            budget=SearchBudget(max_trials=effort.trials, max_steps=effort.trial_steps, gate_margin=_GATE_MARGIN),
+            settings=SearchSettings(max_trials=effort.trials, max_steps=effort.trial_steps, gate_margin=_GATE_MARGIN),
             resume=store.read_state(search_name(workload)) is not None,
         ),
         tell,

@@ -15,8 +15,9 @@ from ray.tune.search import Searcher
 from torch import nn
 
 from gemel_ray.merging.progress import Progress, superseded
+from gemel_ray.merging.session import ray_session
 from gemel_ray.policy.grouping import group_repeats, independent_sets
-from gemel_ray.policy.search import SearchBudget, SearchState, begin
+from gemel_ray.policy.search import SearchSettings, SearchState, begin
 from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.release import Manifest
@@ -35,6 +36,8 @@ from gemel_ray.weights.files import absolute_uri
 from gemel_ray.weights.store import Store, open_store
 
 Report = Callable[[str], None]
+# Of one set of models, with room to spare; Tune wants a bound.
+_MOST_PROBES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class SearchOptions:
     seed: int = 0
     # GEMEL's own bounds: sharing across models only, by the exact signature.
     paper: bool = False
-    budget: SearchBudget = field(default_factory=SearchBudget)
+    settings: SearchSettings = field(default_factory=SearchSettings)
     # Start no further trial after so long; the search can be taken up again.
     minutes: float = math.inf
     allow_factories: bool = False
@@ -57,12 +60,14 @@ class SearchOptions:
 def search(workload: Workload, store_uri: str, options: SearchOptions, report: Report = lambda line: None) -> Manifest:
     """Search merge configurations of a workload; every improvement is published at once. Returns the best release.
 
-    Needs a Ray that is initialised already. Raises SearchError when there is nothing to resume.
+    Ray is started, or the cluster that RAY_ADDRESS names is joined, once everything given has been read. Raises
+    InputError for what is wrong with it, and SearchError when there is nothing to resume.
     """
     store = open_store(store_uri, create=True)
     data, progress = _prepare(workload, store, options, report)
     if not progress.is_finished:
-        _run_trials(progress, data, absolute_uri(store_uri), options, report)
+        with ray_session():
+            _run_trials(progress, data, absolute_uri(store_uri), options, report)
     return progress.latest()
 
 
@@ -105,15 +110,15 @@ def _states(
     beyond = () if options.paper else group_repeats(analysis.inventories)
     alike = relatives(models, analysis.groups)
     sets = independent_sets((*analysis.groups, *beyond))
-    trials = max(options.budget.max_trials // max(len(sets), 1), 1)
-    budget = options.budget.model_copy(update={"max_trials": trials})
+    trials = max(options.settings.max_trials // max(len(sets), 1), 1)
+    settings = options.settings.model_copy(update={"max_trials": trials})
     return [
         begin(
             _within(analysis.groups, queries),
             relatives=_within(alike, queries),
             beyond=_within(beyond, queries),
             release=originals.release,
-            budget=budget,
+            settings=settings,
             seed=options.seed,
             name=min(queries),
         )
@@ -137,7 +142,8 @@ def _run_trials(
             tune.with_resources(trainable, {"cpu": options.cpus, "gpu": options.gpus}),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                num_samples=options.budget.max_trials * len(progress.states),
+                # Never reached: the searcher itself says when it has finished.
+                num_samples=(options.settings.max_trials + _MOST_PROBES) * max(len(progress.states), 1),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -174,7 +180,7 @@ class MergeSearcher(Searcher):
             # Asking for one may have closed a round, and with it the search.
             return self._wait_or_end() if self._progress.is_finished or not self._live else None
         self._live[trial_id] = candidate
-        self._report(f"trial {_name(candidate)} begins: {candidate.label}")
+        self._report(f"trial {self._name(candidate)} begins: {candidate.label}")
         return {"candidate": candidate.model_dump_json()}
 
     def _wait_or_end(self) -> dict[str, Any] | None:
@@ -182,7 +188,7 @@ class MergeSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Say how far a trial is."""
-        name = _name(self._live[trial_id])
+        name = self._name(self._live[trial_id])
         self._report(f"trial {name}: step {result['steps']}, worst agreement {result['worst_agreement']:.3f}")
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -201,13 +207,17 @@ class MergeSearcher(Searcher):
         """Whether a running trial can change nothing any more."""
         return trial_id in self._live and self._progress.is_superseded(self._live[trial_id])
 
+    def _name(self, candidate: Candidate) -> str:
+        several = len(self._progress.states) > 1
+        return f"{candidate.number} of {candidate.model_set}'s set" if several else str(candidate.number)
+
     def _line(self, candidate: Candidate, outcome: Outcome) -> str:
         """What became of a trial, and where the search is."""
         latest = self._progress.latest()
         saved, before = latest.bytes_before - latest.bytes_after, latest.bytes_before
         bound = sum(layer.saved_bytes for state in self._progress.states for layer in state.groups)
         return (
-            f"trial {_name(candidate)}: {outcome.reason} after {outcome.steps} steps, {outcome.seconds:.0f} s | "
+            f"trial {self._name(candidate)}: {outcome.reason} after {outcome.steps} steps, {outcome.seconds:.0f} s | "
             f"release {latest.release} saves {format_bytes(saved)} ({100 * saved / before:.1f} % of all; across models "
             f"at most {100 * bound / before:.1f} %) | {len(self._live)} trials running, "
             f"{time.monotonic() - self._began_s:.0f} s"
@@ -233,10 +243,6 @@ class StopSuperseded(tune.Stopper):
     def stop_all(self) -> bool:
         """Never all of them."""
         return False
-
-
-def _name(candidate: Candidate) -> str:
-    return f"{candidate.model_set}/{candidate.number}"
 
 
 class MergeTrial(tune.Trainable):

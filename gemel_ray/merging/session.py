@@ -17,6 +17,8 @@ def ray_session() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Tune's own tables; the search has progress lines of its own.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # TensorBoard, CSV and JSON logs go to a folder that is removed afterwards; the store keeps what matters.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     ray.init(log_to_driver=False, logging_level=logging.ERROR)

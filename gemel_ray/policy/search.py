@@ -24,7 +24,7 @@ from gemel_ray.spec.feeds import Fraction
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.strict import Strict
-from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
+from gemel_ray.spec.trials import SUPERSEDED, Candidate, Objective, Outcome
 
 Phase = Literal["probe", "kin", "leap", "divide"]
 _NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "divide"}
@@ -36,12 +36,13 @@ _LEAP_RATE = 1e-3
 _GENTLE_RATE = 3e-4
 
 
-class SearchBudget(Strict):
-    """When to stop at the latest."""
+class SearchSettings(Strict):
+    """How to try, and when to stop at the latest. Probes, which train nothing, do not count as trials."""
 
     max_trials: int = 40
     max_steps: int = 150
     # See trials.Candidate.
+    objective: Objective = "distillation"
     gate_margin: Fraction = 0.0
     # Candidates of one dividing round. A part of what decides the result, so it does not follow the machine's size.
     side_by_side: int = 2
@@ -57,7 +58,7 @@ class SearchState(Strict):
     relatives: Addition = ()
     # The same and more: repeats within one model, layers that agree in shape alone. Empty: not to be tried.
     beyond: Addition = ()
-    budget: SearchBudget
+    settings: SearchSettings
     seed: int
     # The release whose weights the next candidates start from.
     release: int
@@ -72,6 +73,8 @@ class SearchState(Strict):
     # The round under way, and what its candidates add.
     round: tuple[Candidate, ...] = ()
     adds: tuple[Addition, ...] = ()
+    # Candidates proposed so far, and how many of them train.
+    proposed: int = 0
     trials: int = 0
 
 
@@ -79,7 +82,7 @@ def begin(
     groups: Sequence[LayerGroup],
     *,
     release: int,
-    budget: SearchBudget,
+    settings: SearchSettings,
     seed: int = 0,
     relatives: Sequence[LayerGroup] = (),
     beyond: Sequence[LayerGroup] = (),
@@ -88,7 +91,7 @@ def begin(
     """A search over groups, starting from a release of the originals."""
     across, alike, wider = (MergeConfiguration.of(found).shared for found in (groups, relatives, beyond))
     state = SearchState(
-        name=name, groups=across, relatives=alike, beyond=wider, budget=budget, seed=seed, release=release
+        name=name, groups=across, relatives=alike, beyond=wider, settings=settings, seed=seed, release=release
     )
     return _propose(state)
 
@@ -191,15 +194,17 @@ def _propose(state: SearchState) -> SearchState:
     waiting, rejected = state.waiting, state.rejected
     if state.phase == "divide":
         wanted, waiting, rejected = _divide(state)
-    wanted = wanted[: max(state.budget.max_trials - state.trials, 0)]
-    candidates = (_candidate(state, state.trials + place, addition) for place, addition in enumerate(wanted))
+    if state.phase != "probe":
+        wanted = wanted[: max(state.settings.max_trials - state.trials, 0)]
+    candidates = (_candidate(state, state.proposed + place, addition) for place, addition in enumerate(wanted))
     return state.model_copy(
         update={
             "round": tuple(candidates),
             "adds": wanted,
             "waiting": waiting,
             "rejected": rejected,
-            "trials": state.trials + len(wanted),
+            "proposed": state.proposed + len(wanted),
+            "trials": state.trials + (0 if state.phase == "probe" else len(wanted)),
         }
     )
 
@@ -238,7 +243,7 @@ def _divide(state: SearchState) -> tuple[tuple[Addition, ...], tuple[Addition, .
         else:
             fresh.append(addition)
     found = _distinct(state, fresh)
-    return found[: state.budget.side_by_side], found[state.budget.side_by_side :], memory_forward(rejected)
+    return found[: state.settings.side_by_side], found[state.settings.side_by_side :], memory_forward(rejected)
 
 
 def _distinct(state: SearchState, additions: Iterable[Addition]) -> tuple[Addition, ...]:
@@ -258,10 +263,11 @@ def _candidate(state: SearchState, number: int, addition: Addition) -> Candidate
         model_set=state.name,
         label=f"{state.phase} {_told(addition)}",
         configuration=state.accepted.joined(addition),
-        max_steps=0 if state.phase == "probe" else state.budget.max_steps,
+        max_steps=0 if state.phase == "probe" else state.settings.max_steps,
         start_release=state.release,
+        objective=state.settings.objective,
         learning_rate=_LEAP_RATE if state.phase == "leap" else _GENTLE_RATE,
-        gate_margin=state.budget.gate_margin,
+        gate_margin=state.settings.gate_margin,
         seed=state.seed + number,
     )
 

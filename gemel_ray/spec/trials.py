@@ -12,6 +12,8 @@ from gemel_ray.spec.release import Accuracy, BlobInfo, Sha256
 from gemel_ray.spec.strict import Strict
 
 Start = Literal["mean", "member"]
+# What retraining follows: the originals' own answers, or the feeds' labels.
+Objective = Literal["distillation", "labels"]
 # The reason of a candidate that was not tried to its end, since it could change nothing any more.
 SUPERSEDED = "superseded"
 
@@ -29,6 +31,7 @@ class Candidate(Strict):
     # The release whose weights it continues from.
     start_release: int
     start: Start = "mean"
+    objective: Objective = "distillation"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # How far below the target the gate's lower confidence bound may lie; the estimate itself may not.
     gate_margin: Fraction = 0.0

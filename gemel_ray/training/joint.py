@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.trials import Start
+from gemel_ray.spec.trials import Objective, Start
 from gemel_ray.training.data import QueryData, run_model
-from gemel_ray.training.losses import Objective, batch_loss, frames_a_step
+from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
 from gemel_ray.vision.binding import bind, distinct_parameters
 from gemel_ray.vision.metrics import Score, compare

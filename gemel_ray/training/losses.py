@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +12,10 @@ from torch.nn import functional
 
 from gemel_ray.spec.answers import Box, Detected
 from gemel_ray.spec.errors import GemelError
+from gemel_ray.spec.trials import Objective
 from gemel_ray.training.data import SplitData
 from gemel_ray.training.dense import dense_loss
 from gemel_ray.vision.tasks import DetectionTask, Task
-
-Objective = Literal["distillation", "labels"]
 
 # Softens the original's logits; merging.md's measurements all use 2.
 _TEMPERATURE = 2.0

@@ -31,6 +31,7 @@ class Trial:
             max_steps=candidate.max_steps,
             seed=candidate.seed,
             start=candidate.start,
+            objective=candidate.objective,
             learning_rate=candidate.learning_rate,
             gate_margin=candidate.gate_margin,
         )

@@ -7,7 +7,7 @@ import torch
 
 from gemel_ray.merging.progress import Progress
 from gemel_ray.policy.grouping import group_layers, independent_sets
-from gemel_ray.policy.search import SearchBudget, begin
+from gemel_ray.policy.search import SearchSettings, begin
 from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import Outcome
 from gemel_ray.spec.workload import parse_workload
@@ -37,7 +37,7 @@ def started(tmp_path):
     models = {query.name: build_model(query.model) for query in found.queries}
     originals = publish_originals(store, found, models, seed=0)
     groups = group_layers(analyze(found).inventories)
-    state = begin(groups, release=originals.release, budget=SearchBudget(max_trials=12, max_steps=5))
+    state = begin(groups, release=originals.release, settings=SearchSettings(max_trials=12, max_steps=5))
     return store, models, Progress(store, "search", [state], root=originals.release)
 
 
@@ -98,11 +98,11 @@ def test_sets_that_share_nothing_are_searched_side_by_side_and_published_on_top_
     groups = group_layers(analyze(found).inventories)
     sets = independent_sets(groups)
     assert sets == (frozenset("ab"), frozenset("cd"))
-    budget = SearchBudget(max_trials=4, max_steps=5)
+    settings = SearchSettings(max_trials=4, max_steps=5)
     states = [
         begin(
             [group for group in groups if queries.issuperset(group.queries)],
-            release=originals.release, budget=budget, name=min(queries),
+            release=originals.release, settings=settings, name=min(queries),
         )
         for queries in sets
     ]  # fmt: skip

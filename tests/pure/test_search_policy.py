@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.policy.search import SearchBudget, SearchState, advance, begin, is_finished, is_superseded, winner
+from gemel_ray.policy.search import SearchSettings, SearchState, advance, begin, is_finished, is_superseded, winner
 from gemel_ray.spec.layers import LayerGroup, LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import SUPERSEDED, Outcome
@@ -52,7 +52,7 @@ def run(state, world, *, interrupt=False, skip=False):
 
 SIZES = st.lists(st.integers(1, 10**6), min_size=1, max_size=14)
 PLACES = st.sets(st.integers(0, 13).map(lambda place: f"s{place}"))
-BIG = SearchBudget(max_trials=10_000, max_steps=10)
+BIG = SearchSettings(max_trials=10_000, max_steps=10)
 
 
 def shared_signatures(state):
@@ -61,7 +61,7 @@ def shared_signatures(state):
 
 @given(SIZES, PLACES, PLACES)
 def test_everything_that_can_be_shared_is_shared_and_nothing_else(sizes, hard, trainable):
-    state, _ = run(begin(groups_of(sizes), release=1, budget=BIG), World(hard, trainable))
+    state, _ = run(begin(groups_of(sizes), release=1, settings=BIG), World(hard, trainable))
     every = {f"s{place}" for place in range(len(sizes))}
     assert shared_signatures(state) == every - hard
     assert {layer.signature for layer in state.rejected} == every & hard
@@ -69,7 +69,7 @@ def test_everything_that_can_be_shared_is_shared_and_nothing_else(sizes, hard, t
 
 @given(SIZES, st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, 13).map(lambda place: f"s{place}"))))
 def test_only_the_queries_that_object_are_left_out(sizes, hard):
-    state, _ = run(begin(groups_of(sizes, "abc"), release=1, budget=BIG), World(hard))
+    state, _ = run(begin(groups_of(sizes, "abc"), release=1, settings=BIG), World(hard))
     for group in groups_of(sizes, "abc"):
         willing = [member for member in group.members if tuple(member) not in hard]
         found = [set(layer.members) for layer in state.accepted.shared if layer.signature == group.signature]
@@ -78,21 +78,21 @@ def test_only_the_queries_that_object_are_left_out(sizes, hard):
 
 @given(SIZES, PLACES, st.integers(1, 12))
 def test_never_runs_more_trials_than_allowed(sizes, hard, trials):
-    budget = SearchBudget(max_trials=trials, max_steps=10)
-    state, history = run(begin(groups_of(sizes), release=1, budget=budget), World(hard))
-    assert len(history) == state.trials <= trials
+    settings = SearchSettings(max_trials=trials, max_steps=10)
+    state, history = run(begin(groups_of(sizes), release=1, settings=settings), World(hard))
+    assert sum(candidate.max_steps > 0 for candidate in history) == state.trials <= trials
 
 
 @given(SIZES, PLACES)
 @settings(max_examples=50)
 def test_a_search_written_down_after_every_round_ends_the_same(sizes, hard):
-    start = begin(groups_of(sizes), release=1, budget=BIG, seed=3)
+    start = begin(groups_of(sizes), release=1, settings=BIG, seed=3)
     assert run(start, World(hard)) == run(start, World(hard), interrupt=True)
 
 
 @given(SIZES, PLACES, PLACES)
 def test_leaving_out_what_is_superseded_changes_nothing(sizes, hard, trainable):
-    start = begin(groups_of(sizes, "abc"), release=1, budget=BIG)
+    start = begin(groups_of(sizes, "abc"), release=1, settings=BIG)
     world = World(hard, trainable)
     plain, skipped = run(start, world)[0], run(start, world, skip=True)[0]
     assert plain.accepted == skipped.accepted
@@ -100,20 +100,20 @@ def test_leaving_out_what_is_superseded_changes_nothing(sizes, hard, trainable):
 
 @given(SIZES, PLACES)
 def test_no_configuration_is_trained_twice(sizes, hard):
-    _, history = run(begin(groups_of(sizes, "abcd"), release=1, budget=BIG), World(hard))
+    _, history = run(begin(groups_of(sizes, "abcd"), release=1, settings=BIG), World(hard))
     trained = [candidate.configuration for candidate in history if candidate.max_steps]
     assert len(trained) == len({configuration.model_dump_json() for configuration in trained})
 
 
 def test_the_lightest_group_is_tried_too():
-    state, history = run(begin(groups_of([1, 1000]), release=1, budget=BIG), World({"s0"}))
+    state, history = run(begin(groups_of([1, 1000]), release=1, settings=BIG), World({"s0"}))
     assert shared_signatures(state) == {"s1"}
     assert history[-1].configuration.saved_bytes == 1
 
 
 def test_a_family_is_done_after_one_round():
     groups = groups_of([5, 4, 3])
-    state, history = run(begin(groups, release=1, budget=BIG, relatives=groups), World(), skip=True)
+    state, history = run(begin(groups, release=1, settings=BIG, relatives=groups), World(), skip=True)
     assert state.accepted == MergeConfiguration.of(groups)
     assert [candidate.max_steps for candidate in history] == [0]
 
@@ -127,7 +127,7 @@ def test_relatives_are_shared_without_training_where_strangers_cannot_be():
             mixed = [layer for layer in candidate.configuration.shared if len(layer.members) > 2]
             return Outcome(candidate=candidate.number, passed=not mixed, reason="missed" if mixed else "passed")
 
-    state, history = run(begin(groups, release=1, budget=BIG, relatives=relatives), Kin())
+    state, history = run(begin(groups, release=1, settings=BIG, relatives=relatives), Kin())
     assert state.accepted.saved_bytes == 24
     assert any(not candidate.max_steps and candidate.configuration == state.accepted for candidate in history)
 
@@ -135,11 +135,11 @@ def test_relatives_are_shared_without_training_where_strangers_cannot_be():
 def test_repeats_within_a_model_come_on_top_of_what_models_share():
     groups = groups_of([8, 4])
     within = LayerGroup("s0", (LayerRef("a", "s0"), LayerRef("a", "s0b"), LayerRef("b", "s0"), LayerRef("b", "s0b")), 8)
-    state, _ = run(begin(groups, release=1, budget=BIG, beyond=(within, groups[1])), World())
+    state, _ = run(begin(groups, release=1, settings=BIG, beyond=(within, groups[1])), World())
     assert state.accepted.saved_bytes == 3 * 8 + 4
-    narrow, _ = run(begin(groups, release=1, budget=BIG, beyond=(within, groups[1])), World({("a", "s0b")}))
+    narrow, _ = run(begin(groups, release=1, settings=BIG, beyond=(within, groups[1])), World({("a", "s0b")}))
     assert narrow.accepted.saved_bytes == 2 * 8 + 4
 
 
 def test_without_groups_there_is_nothing_to_search():
-    assert is_finished(begin((), release=1, budget=BIG))
+    assert is_finished(begin((), release=1, settings=BIG))

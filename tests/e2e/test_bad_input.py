@@ -1,0 +1,90 @@
+"""What a user may get wrong, told by every command in one screen with the way out, and nothing left behind."""
+
+import socket
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_release import publish_tiny_release
+
+from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.models import build_model
+
+WORKLOAD = """
+name: tiny
+feeds:
+  a: {kind: streets, seed: 0, frames: 300}
+queries:
+  - {name: a_cars, feed: a, model: {architecture: ARCHITECTURE, classes: [background, car], input_size: 32WEIGHTS}}
+nodes:
+  - {name: box, memory: MEMORY}
+"""
+
+
+def written(folder, architecture="squeezenet1_1", weights="", memory="64MiB"):
+    text = WORKLOAD.replace("ARCHITECTURE", architecture).replace("MEMORY", memory)
+    path = folder / "workload.yaml"
+    path.write_text(text.replace("WEIGHTS", f", weights: {weights}" if weights else ""))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("workload", "told"),
+    [
+        ({"architecture": "resnet19"}, "unknown architecture 'resnet19'; did you mean 'resnet1"),
+        ({}, "has no 'weights'; name a file, or train one with `gemel originals`"),
+        ({"weights": "none.safetensors"}, "no such weights file"),
+        ({"weights": "cut.safetensors"}, "cut.safetensors: is damaged or not a safetensors file"),
+        (
+            {"weights": "other.safetensors"},
+            "tensor 'classifier.1.bias' has shape (3,), the model needs (2,)",
+        ),
+    ],
+    ids=["architecture", "no weights", "missing file", "cut file", "wrong shape"],
+)
+def test_a_search_says_what_is_wrong_with_a_model_before_anything_starts(tmp_path, gemel, workload, told):
+    torch.manual_seed(0)
+    other = build_model(ModelSpec(architecture="squeezenet1_1", classes=("a", "b", "c"), input_size=32))
+    save_file(other.state_dict(), tmp_path / "other.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:1000])
+    printed = gemel(tmp_path, "search", written(tmp_path, **workload), "--store", "store", code=2)
+    assert told in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return publish_tiny_release(tmp_path_factory.mktemp("tiny") / "store").store
+
+
+def test_a_budget_smaller_than_one_model_is_refused_with_the_query_that_does_not_fit(tmp_path, gemel, store):
+    printed = gemel(tmp_path, "serve", written(tmp_path), "--store", store, "--memory", "1MiB", code=1)
+    assert "query 'north_cars': its weights alone take" in printed
+    assert "raise the budget" in printed
+
+
+def test_a_node_that_the_workload_lacks_is_told(tmp_path, gemel, store):
+    printed = gemel(tmp_path, "serve", written(tmp_path), "--store", store, "--node", "bax", code=2)
+    assert "--node 'bax' is not in the workload; did you mean 'box'?" in printed
+
+
+def test_a_port_in_use_is_told(tmp_path, gemel, store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        printed = gemel(tmp_path, "serve", written(tmp_path), "--store", store, "--port", port, code=1)
+    assert f"127.0.0.1:{port} cannot be used" in printed
+
+
+def test_a_truncated_blob_is_found_and_never_served(tmp_path, gemel):
+    made = publish_tiny_release(tmp_path / "store")
+    blob = max(made.store.glob("blobs/sha256/*/*.safetensors"), key=lambda path: path.stat().st_size)
+    blob.write_bytes(blob.read_bytes()[:-100])
+    (problem,) = gemel(tmp_path, "verify", "store", "--json", code=1)
+    assert blob.name in problem["path"]
+    assert "is damaged" in problem["what"]
+    printed = gemel(tmp_path, "serve", written(tmp_path), "--store", "store", code=1)
+    assert "is damaged" in printed
+    assert "restore the file" in printed
