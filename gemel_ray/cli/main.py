@@ -215,6 +215,62 @@ def serve(
 
 
 @app.command()
+def profile(
+    store: StoreUri,
+    release: Annotated[int | None, typer.Option(min=1, help="A release's number; HEAD's without it.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reload_from: Annotated[
+        str, typer.Option(help="Where evicted weights come back from: memory, or disk where the box has none to spare.")
+    ] = "memory",
+    repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Also write the profile here, for `gemel simulate`.")] = None,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Measure on this device what a release costs: load ms, run ms and workspace bytes by batch size.
+
+    Example: gemel profile gemel-demo/store --out profile.json
+    """
+    from gemel_ray.engine.profiling import profile_store
+
+    if reload_from not in ("memory", "disk"):
+        raise InputError(f"--reload-from {reload_from!r} is not known; choose memory or disk")
+    found = profile_store(
+        store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
+        allow_factories=allow_factories,
+    )  # fmt: skip
+    if out is not None:
+        out.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    _show(found.model_dump(mode="json"), as_json, render.profile_table)
+
+
+@app.command()
+def simulate(
+    store: StoreUri,
+    release: Annotated[int | None, typer.Option(min=1, help="A release's number; HEAD's without it.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="What `gemel profile --out` wrote.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Estimate instead, from published rates: t4, l4, ...")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Budgets, such as 32MiB,64MiB; by default from one model to all of them.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Policies, such as ours,time_space; all without it.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of simulated traffic.")] = 30,
+    trace: Annotated[Path | None, typer.Option(help="Write the last run here, for chrome://tracing.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a release's cameras on a simulated box under every policy and budget: goodput, stale frames, bytes swapped.
+
+    Example: gemel simulate gemel-demo/store --profile profile.json --memory 24MiB,32MiB
+    """
+    from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+
+    options = SimulationOptions(
+        release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds, trace=trace
+    )
+    _show(simulate_store(store, options), as_json, render.simulations_table)
+
+
+@app.command()
 def releases(store: StoreUri, as_json: AsJson = False) -> None:
     """List a store's releases."""
     from gemel_ray.weights.store import open_store

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import time
 import urllib.request
@@ -84,6 +85,8 @@ def run_demo(options: DemoOptions, report: Report) -> dict[str, Any]:
         report=tell,
     )
     store = open_store(options.folder / "store", create=True)
+    # Ray's workers give way to everything else on the machine, which an engine that answers cameras must not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with ray_session():
         merged = _search(workload, store, options, effort, tell)
         first = _root(store, merged)

@@ -14,13 +14,14 @@ from gemel_ray.engine import profiling, replaying
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
+from gemel_ray.engine.devices import find_device
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.policy.planning import plan_node
 from gemel_ray.spec.answers import FrameAnswer
-from gemel_ray.spec.errors import InputError, OverBudgetError, ServingError
+from gemel_ray.spec.errors import OverBudgetError, ServingError
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
@@ -126,22 +127,6 @@ class Engine:
             threads=self._threads,
         )
         return ReleaseRun(manifest, plan, device)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; InputError when this machine has none."""
-    has_cuda = torch.cuda.is_available()
-    if name == "auto":
-        return torch.device("cuda" if has_cuda else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"{name!r} is no device; give 'auto', 'cpu', 'cuda' or 'cuda:N'") from error
-    if device.type == "cuda" and (device.index or 0) >= (torch.cuda.device_count() if has_cuda else 0):
-        raise InputError(f"device {name!r} is not on this machine; give 'auto' or 'cpu'")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {name!r} is not supported; give 'auto', 'cpu', 'cuda' or 'cuda:N'")
-    return device
 
 
 def check_fits(manifest: Manifest, budget_bytes: int) -> None:

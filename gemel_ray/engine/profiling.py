@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 
 from gemel_ray.engine.blobs import BlobFile, Fetch, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
+from gemel_ray.engine.devices import device_name, find_device
 from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.workspace import Work, peak_bytes
@@ -22,6 +23,8 @@ from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.vision.models import task_of
 from gemel_ray.vision.tasks import Image
+from gemel_ray.weights.cache import LocalCache
+from gemel_ray.weights.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +69,29 @@ def measure_profile(
     )
 
 
+def profile_store(
+    uri: str,
+    release: int | None,
+    *,
+    device: str = "auto",
+    repeats: int = 3,
+    reload_from: ReloadFrom = "memory",
+    allow_factories: bool = False,
+) -> DeviceProfile:
+    """`measure_profile` for a release in a store; its blobs are copied to a local folder first, and forgotten."""
+    store = open_store(uri)
+    with tempfile.TemporaryDirectory(prefix="gemel-profile-") as folder:
+        cache = LocalCache(store, folder)
+        return measure_profile(
+            cache.pull(release),
+            cache.fetch,
+            find_device(device),
+            repeats=repeats,
+            reload_from=reload_from,
+            allow_factories=allow_factories,
+        )
+
+
 def profile_skeletons(
     manifest: Manifest,
     skeletons: Mapping[str, Skeleton],
@@ -96,13 +122,6 @@ def profile_skeletons(
         load_bytes_per_ms=bytes_per_ms,
         queries=queries,
     )
-
-
-def device_name(device: torch.device) -> str:
-    """'NVIDIA H200', or the processor and the threads it gives torch."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def fit_loads(samples: Sequence[Sample]) -> tuple[float, float]:

@@ -1,0 +1,112 @@
+"""A release's cameras on a simulated box: every policy and budget that is asked for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gemel_ray.edge.chrome_trace import chrome_trace
+from gemel_ray.edge.simulation import cameras_of, choose_plan, measure, play
+from gemel_ray.edge.traffic import periodic
+from gemel_ray.policy.baselines import POLICIES, candidate_plans, find_policy
+from gemel_ray.policy.estimates import estimate_profile, find_rates
+from gemel_ray.policy.sharing import Models, models_of
+from gemel_ray.spec.errors import InputError, OverBudgetError
+from gemel_ray.spec.profile import DeviceProfile
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.strict import explain
+from gemel_ray.spec.units import parse_bytes
+from gemel_ray.vision.costs import model_cost
+from gemel_ray.weights.store import open_store
+
+# Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
+_LEVELS = (0.0, 0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationOptions:
+    """What to simulate. A profile that was measured, or the name of a device to estimate one for."""
+
+    release: int | None = None
+    profile: Path | None = None
+    rates: str | None = None
+    memory: str | None = None
+    policy: str | None = None
+    seconds: float = 30
+    trace: Path | None = None
+
+
+def simulate_store(uri: str, options: SimulationOptions) -> list[dict[str, Any]]:
+    """One row for each policy and budget. A budget that holds not even one model gives a row with the reason.
+
+    Raises InputError for what is wrong with the options, StoreError for a store without that release.
+    """
+    manifest = open_store(uri).manifest(options.release)
+    profile = _profile(manifest, options)
+    models = models_of(manifest)
+    policies = [name.strip() for name in options.policy.split(",")] if options.policy else list(POLICIES)
+    return [
+        _row(models, profile, policy, budget_bytes, options)
+        for budget_bytes in _budgets(manifest, profile, options.memory)
+        for policy in policies
+    ]
+
+
+def _row(
+    models: Models, profile: DeviceProfile, policy: str, budget_bytes: int, options: SimulationOptions
+) -> dict[str, Any]:
+    head = {"policy": policy, "budget_bytes": budget_bytes, "device": profile.device, "estimated": profile.estimated}
+    cameras = cameras_of(models)
+    try:
+        plans = candidate_plans(find_policy(policy), models, profile, budget_bytes=budget_bytes)
+    except OverBudgetError as error:
+        return head | {"problem": str(error)}
+    chosen = choose_plan(plans, cameras)
+    trace = play(chosen, periodic(cameras, options.seconds * 1000))
+    if options.trace is not None:
+        options.trace.write_text(json.dumps(chrome_trace(trace)), encoding="utf-8")
+    found = measure(policy, chosen.plan, trace)
+    worst = min(found.goodput_fraction, key=found.goodput_fraction.__getitem__)
+    return head | {
+        **{key: value for key, value in asdict(found).items() if key not in ("policy", "budget_bytes")},
+        "mean_goodput_fraction": found.mean_goodput_fraction,
+        "worst_goodput_fraction": found.worst_goodput_fraction,
+        "worst_query": worst,
+    }
+
+
+def _profile(manifest: Manifest, options: SimulationOptions) -> DeviceProfile:
+    if (options.profile is None) == (options.rates is None):
+        raise InputError("give either --profile (from `gemel profile STORE --out FILE`) or --rates (a device's name)")
+    if options.rates is not None:
+        costs = {name: model_cost(released.query.model) for name, released in manifest.queries.items()}
+        return estimate_profile(find_rates(options.rates), costs)
+    assert options.profile is not None, "checked above"
+    try:
+        return DeviceProfile.model_validate_json(options.profile.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"--profile {options.profile}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        raise InputError(
+            f"--profile {options.profile}: is no profile; make one with `gemel profile STORE --out FILE`:\n"
+            f"{explain(error, DeviceProfile)}"
+        ) from error
+
+
+def _budgets(manifest: Manifest, profile: DeviceProfile, memory: str | None) -> list[int]:
+    if memory is not None:
+        try:
+            return [parse_bytes(size) for size in memory.split(",")]
+        except ValueError as error:
+            raise InputError(f"--memory: {error}") from error
+    alone = {
+        name: sum(manifest.blobs[sha].tensor_bytes for sha in manifest.blobs_of(name)) for name in manifest.queries
+    }
+    largest = max(
+        alone[name] + min(profile.queries[name].workspace_bytes.values()) for name in alone if name in profile.queries
+    )
+    return [round(largest + level * (manifest.bytes_before - max(alone.values()))) for level in _LEVELS]

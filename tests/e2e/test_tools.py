@@ -1,0 +1,67 @@
+"""Measuring and simulating a release by command, on a real store."""
+
+import json
+
+import pytest
+from tiny_release import CLASSIFIERS, publish_tiny_release
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return publish_tiny_release(tmp_path_factory.mktemp("tiny") / "store")
+
+
+@pytest.fixture(scope="module")
+def profiled(made, tmp_path_factory, gemel):
+    folder = tmp_path_factory.mktemp("profile")
+    options = ("--device", "cpu", "--repeats", "1", "--reload-from", "disk", "--out", "profile.json", "--json")
+    return folder / "profile.json", gemel(folder, "profile", made.store, *options)
+
+
+def test_a_profile_names_every_query_and_is_marked_as_measured(profiled):
+    path, document = profiled
+    assert json.loads(path.read_text()) == document
+    assert set(document["queries"]) == set(CLASSIFIERS)
+    assert document["estimated"] is False
+    assert all(took > 0 for query in document["queries"].values() for took in query["run_ms"].values())
+
+
+def test_every_policy_is_simulated_at_every_budget(made, profiled, tmp_path, gemel):
+    budgets = [made.bytes_of("north_people") + (16 << 20), made.manifest.bytes_before + (64 << 20)]
+    rows = gemel(
+        tmp_path, "simulate", made.store, "--profile", profiled[0], "--memory", ",".join(f"{b}B" for b in budgets),
+        "--seconds", "3", "--trace", "trace.json", "--json",
+    )  # fmt: skip
+    assert {row["budget_bytes"] for row in rows} == set(budgets)
+    assert {row["policy"] for row in rows} >= {"ours_merged", "time_space", "model_lru", "everything_resident"}
+    for row in rows:
+        assert 0 <= row["worst_goodput_fraction"] <= row["mean_goodput_fraction"] <= 1
+        assert row["policy"] == "everything_resident" or row["peak_bytes"] <= row["budget_bytes"]
+    assert json.loads((tmp_path / "trace.json").read_text())
+
+
+def test_a_device_that_is_not_at_hand_is_estimated_and_said_so(made, tmp_path, gemel):
+    rows = gemel(tmp_path, "simulate", made.store, "--rates", "t4", "--policy", "ours", "--seconds", "2", "--json")
+    assert all(row["estimated"] and row["device"] == "NVIDIA T4" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "give either --profile"),
+        (("--rates", "t5"), "no rates of a device 't5'; did you mean 't4'?"),
+        (("--rates", "t4", "--policy", "our"), "no policy 'our'; did you mean 'ours'?"),
+        (("--rates", "t4", "--memory", "lots"), "--memory: 'lots' is not a size"),
+        (("--profile", "none.json"), "none.json: cannot be read"),
+    ],
+    ids=["nothing", "device", "policy", "memory", "file"],
+)
+def test_bad_options_are_told(made, tmp_path, gemel, options, told):
+    assert told in gemel(tmp_path, "simulate", made.store, *options, code=2)
+
+
+def test_a_budget_for_not_even_one_model_is_said_in_its_row(made, tmp_path, gemel):
+    rows = gemel(
+        tmp_path, "simulate", made.store, "--rates", "t4", "--memory", "1MiB", "--policy", "ours,model_lru", "--json"
+    )
+    assert all("alone needs" in row["problem"] for row in rows)
