@@ -6,10 +6,12 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 
 import torch
 
 from gemel_ray.edge.ledger import Ledger
+from gemel_ray.edge.simulation import cameras_of, choose_plan
 from gemel_ray.engine import profiling, replaying
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
@@ -19,7 +21,8 @@ from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.status import EngineStatus
-from gemel_ray.policy.planning import plan_node
+from gemel_ray.policy.baselines import PolicyPlan, candidate_plans, find_policy
+from gemel_ray.policy.sharing import by_blob, models_of
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import OverBudgetError, ServingError
 from gemel_ray.spec.profile import DeviceProfile
@@ -41,10 +44,12 @@ class Engine:
         allow_factories: bool = False,
         threads: int | None = None,
         reload_from: ReloadFrom = "memory",
+        policy: str = "ours_released",
     ) -> None:
         """`device` is 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'; `threads` bounds a CPU inference.
 
-        `reload_from` says where evicted weights come back from, see engine.copying. Raises InputError for a device
+        `reload_from` says where evicted weights come back from, see engine.copying. `policy` is one of
+        policy.baselines; all of them run on the weight sets of the release. Raises InputError for a device or a policy
         that is not there.
         """
         self.budget_bytes = budget_bytes
@@ -52,6 +57,7 @@ class Engine:
         self._allow_factories = allow_factories
         self._threads = threads
         self._reload_from = reload_from
+        self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
         self._run: ReleaseRun | None = None
         self._lock = threading.Lock()
 
@@ -89,6 +95,11 @@ class Engine:
         """
         return replaying.replay(self._running(), streams, fps, slo_ms)
 
+    @property
+    def planned(self) -> PolicyPlan:
+        """What the scheduler runs. ServingError when nothing is being served."""
+        return self._running().planned
+
     def status(self) -> EngineStatus:
         """The release and its queries right now. ServingError when nothing is being served."""
         return self._running().status()
@@ -116,8 +127,8 @@ class Engine:
             profile = profiling.profile_skeletons(
                 manifest, skeletons, blobs, Residence(self.device, self._reload_from), budget_bytes=self.budget_bytes
             )
-        most = max(size for query in profile.queries.values() for size in query.batch_sizes)
-        plan = plan_node(manifest, profile, budget_bytes=self.budget_bytes, max_batch=most, overlap=True)
+        models = models_of(manifest)
+        plans = candidate_plans(self._policy, models, profile, budget_bytes=self.budget_bytes)
         device = TorchDevice(
             skeletons,
             blobs,
@@ -126,7 +137,7 @@ class Engine:
             refetch=lambda weight: open_blob(fetch(weight)),
             threads=self._threads,
         )
-        return ReleaseRun(manifest, plan, device)
+        return ReleaseRun(manifest, choose_plan(plans, cameras_of(models)), device)
 
 
 def check_fits(manifest: Manifest, budget_bytes: int) -> None:

@@ -13,10 +13,10 @@ from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.frames import check_frame
 from gemel_ray.engine.status import EngineStatus, Tally
+from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.spec.actions import Answered, Frame, Verdict
 from gemel_ray.spec.answers import Answer, FrameAnswer
 from gemel_ray.spec.errors import ServingError, nearest
-from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.release import Manifest
 from gemel_ray.vision.tasks import Image
 
@@ -37,10 +37,11 @@ class _Pending:
 class ReleaseRun:
     """Serves one release on one device; thread-safe. Ends by `stop`, or with the failure that ended its loop."""
 
-    def __init__(self, manifest: Manifest, plan: EdgePlan, device: TorchDevice) -> None:
+    def __init__(self, manifest: Manifest, planned: PolicyPlan, device: TorchDevice) -> None:
         self.manifest = manifest
+        self.planned = planned
         self._device = device
-        self._scheduler = Scheduler(plan)
+        self._scheduler = Scheduler(planned.plan, eviction=planned.eviction, work_conserving=planned.work_conserving)
         self._tallies = {name: Tally() for name in manifest.queries}
         self._pending: dict[int, _Pending] = {}
         self._pending_bytes = 0

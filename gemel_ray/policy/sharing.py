@@ -98,6 +98,15 @@ def as_released(models: Models) -> Holding:
     return in_pieces(models, _merged(models), None)
 
 
+def by_blob(models: Models) -> Holding:
+    """The blobs of a release under their own names, one weight set each: what an engine loads."""
+    queries = {
+        name: ServedQuery(tuple(dict.fromkeys(layer.merged for layer in model.layers)), model.fps, model.slo_ms)
+        for name, model in models.items()
+    }
+    return Holding(queries, {layer.merged: layer.bytes for model in models.values() for layer in model.layers})
+
+
 def common_stems(models: Models) -> Holding:
     """Of what the merge shares, only a common prefix of layers from the input on, as in Mainstream (ATC'18).
 

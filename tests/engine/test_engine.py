@@ -16,6 +16,7 @@ from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.run import ReleaseRun
+from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.policy.planning import plan_node
 from gemel_ray.spec.errors import FrameError, InputError, OverBudgetError, ServingError
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
@@ -209,7 +210,7 @@ def test_a_loop_that_fails_resolves_every_frame_and_tells_why(four, frame_of):
     skeletons = build_skeletons(four.manifest, blobs, torch.device("cpu"))
     # The device offers less than was planned with, as no sound engine would have it.
     device = TorchDevice(skeletons, blobs, Residence(torch.device("cpu")), Ledger(10))
-    run = ReleaseRun(four.manifest, plan, device)
+    run = ReleaseRun(four.manifest, PolicyPlan(plan), device)
     image = frame_of()
     answer = run.submit("cars", image, arrived_ms=0.0, slo_ms=None, droppable=False).result(timeout=WAIT_S)
     assert not answer.fresh
@@ -315,3 +316,23 @@ def test_a_device_that_is_not_there_is_refused(name):
 def test_auto_takes_cuda_where_there_is_one():
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert Engine(budget_bytes=1).device.type == expected
+
+
+@pytest.mark.parametrize("policy", ["model_lru", "time_space", "ours_released"])
+def test_every_policy_answers_right_and_within_the_budget(four, frame_of, device, policy):
+    budget_bytes = room_for(four, "cars")
+    engine = Engine(budget_bytes=budget_bytes, device=str(device), threads=1, policy=policy)
+    engine.start(four.manifest, four.path, invented_profile(four))
+    try:
+        answers = answers_of([engine.submit(query, frame_of(0), droppable=False) for query in FOUR])
+        assert engine.status().peak_bytes <= budget_bytes
+    finally:
+        engine.stop()
+    for query, given in zip(FOUR, answers, strict=True):
+        (expected,) = four.direct(query, [frame_of(0)])
+        assert given.answer.label == expected.label
+
+
+def test_a_policy_that_does_not_exist_is_told():
+    with pytest.raises(InputError, match="no policy 'our'; did you mean 'ours'"):
+        Engine(budget_bytes=1, device="cpu", policy="our")
