@@ -12,6 +12,10 @@ from gemel_ray.spec.actions import Action, Answered, Arrived, Done, Dropped, Eve
 from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
+_LATE, _NEWER = "too late", "newer frame"
+# So many frames lost in a row let a query that is ready go first.
+_STARVING_FRAMES = 5
+
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
@@ -46,6 +50,7 @@ class Scheduler:
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._pending = {query.name: PendingFrames(query) for query in plan.queries}
         self._verdicts: list[Verdict] = []
+        self._lost_in_a_row = dict.fromkeys((query.name for query in plan.queries), 0)
         self._computing: _Turn | None = None
         self._preparing: PlannedQuery | None = None
         self._last_turn = -1
@@ -80,7 +85,7 @@ class Scheduler:
         name = event.frame.query
         if name not in self._pending:
             raise ServingError(f"no query {name!r} is planned here; {nearest(name, self._pending)}")
-        self._drop(self._pending[name].add(event.frame), event.now_ms, "newer frame")
+        self._drop(self._pending[name].add(event.frame), event.now_ms, _NEWER)
 
     def _end_load(self, done: Done, load: Load) -> None:
         self._residents.loaded(done, load)
@@ -106,6 +111,7 @@ class Scheduler:
             self._drop(turn.frames, done.now_ms, f"failed: {done.failure}")
         else:
             self._verdicts += [Answered(frame, done.now_ms) for frame in turn.frames]
+            self._lost_in_a_row[turn.query.name] = 0
 
     def _decide(self, now_ms: float) -> list[Action]:
         actions: list[Action] = []
@@ -171,13 +177,21 @@ class Scheduler:
 
     def _start_turn(self, now_ms: float) -> list[Action]:
         """Start the query being prepared, or one nearer in the order whose weights are there, if one can start now."""
-        for query in self._ready_before(self._preparing):
+        ready = list(self._ready_before(self._preparing))
+        starving = [query for query in ready if self._is_work_conserving and self._is_starving(query)]
+        for query in (*starving, *ready):
             frames = self._pending[query.name]
-            self._drop(frames.drop_late(now_ms), now_ms, "too late")
+            self._drop(frames.drop_late(now_ms), now_ms, _LATE)
             batch = frames.choose(now_ms)
             if batch and self._has_room(query, batch):
-                return self._take_turn(query, batch, now_ms)
+                # Out of turn, the order stays as it is.
+                start = self._infer if query in starving else self._take_turn
+                return start(query, batch, now_ms)
         return []
+
+    def _is_starving(self, query: PlannedQuery) -> bool:
+        """Whether it has lost many frames in a row: they may come just after its turns, again and again."""
+        return self._lost_in_a_row[query.name] >= _STARVING_FRAMES
 
     def _fill(self, waiting: PlannedQuery, now_ms: float) -> list[Action]:
         """Let a query compute that is ready, and done before the waiting one's weights are there.
@@ -210,7 +224,7 @@ class Scheduler:
         return actions
 
     def _infer(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
-        self._drop(self._pending[query.name].take(batch), now_ms, "newer frame")
+        self._drop(self._pending[query.name].take(batch), now_ms, _NEWER)
         size = len(batch)
         infer = Infer(
             query.name, tuple(frame.frame for frame in batch), query.workspace_bytes[size], query.run_ms[size]
@@ -236,7 +250,7 @@ class Scheduler:
         workspace_bytes = self._next_workspace_bytes(query)
         actions = self._residents.bring(query, now_ms, from_turn=from_turn, workspace_bytes=workspace_bytes)
         late = self._pending[query.name].drop_late(now_ms + self._residents.wait_ms(query, now_ms))
-        self._drop(late, now_ms, "too late")
+        self._drop(late, now_ms, _LATE)
         return actions
 
     def _next_workspace_bytes(self, query: PlannedQuery) -> int:
@@ -244,7 +258,10 @@ class Scheduler:
         return query.workspace_bytes[max(min(len(self._pending[query.name]), query.batch_size), 1)]
 
     def _drop(self, frames: Iterable[Frame], now_ms: float, reason: str) -> None:
-        self._verdicts += [Dropped(frame, now_ms, reason) for frame in frames]
+        for frame in frames:
+            # What fails does not go first: it would fail again.
+            self._lost_in_a_row[frame.query] += reason in (_LATE, _NEWER)
+            self._verdicts.append(Dropped(frame, now_ms, reason))
 
 
 def _check(plan: EdgePlan) -> None:

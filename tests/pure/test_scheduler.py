@@ -312,6 +312,24 @@ def test_a_query_that_will_have_no_frame_in_time_once_loaded_is_passed_over():
     assert (555.0, "qc") in infers_of(play(plan, frames, work_conserving=False))
 
 
+def test_a_query_whose_frames_always_come_at_the_wrong_time_goes_first_at_last():
+    # A round of qa and qb takes 60 ms. A frame of qc comes just after its turn and is late before the next.
+    plan = plan_of(
+        *(query_of(name, "a", run_ms=run_ms) for name, run_ms in (("qa", 30), ("qb", 30), ("qc", 5))),
+        weight_bytes=AB,
+        budget_bytes=10,
+        load_ms=0,
+    )
+    busy = [kept(name, 2 * turn + place) for turn in range(20) for place, name in enumerate(["qa", "qb"])]
+    unlucky = [camera_frame("qc", 100 + turn, arrived_ms=60.0 * turn + 1, slo_ms=35) for turn in range(19)]
+
+    def answered(**options):
+        told = reasons(play(plan, [*busy, *unlucky], **options))
+        return sum(told[frame.frame] == "answered" for frame in unlucky)
+
+    assert answered() > answered(work_conserving=False) == 0
+
+
 @given(st.data())
 def test_a_query_is_answered_after_at_most_one_turn_of_each_other_query(data):
     """Nobody starves: with everything pending from the start, turns go round strictly."""
