@@ -59,7 +59,7 @@ def serve_release(
     given = {"store": str(store), "release": release, "nodes": list(nodes), "allow_factories": allow_factories}
     options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
     _check_release(options)
-    with _ray(), serve_session(host, port) as address:
+    with _ray() as is_ours, serve_session(host, port, shut_down=not is_ours) as address:
         try:
             serve.run(application(options), name=name, route_prefix="/")
         except RuntimeError as error:
@@ -122,16 +122,17 @@ def _why(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _ray() -> Iterator[None]:
+def _ray() -> Iterator[bool]:
+    """Ray, running: whether it was started here, and so ends afterwards."""
     if ray.is_initialized():
-        yield
+        yield False
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's workers give way to everything else on the machine, which an engine that answers cameras must not.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        yield
+        yield True
     finally:
         ray.shutdown()
 
