@@ -29,6 +29,9 @@ from gemel_ray.spec.trials import SUPERSEDED, Candidate, Objective, Outcome
 Phase = Literal["probe", "kin", "leap", "divide"]
 _NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "divide"}
 
+# Where relatives make up less of the saving than this, sharing everything without training is known to fail.
+_KIN_FRACTION = 0.9
+
 # Strangers must move far from where averaging leaves them. Relatives, and additions to what is accepted, are close to
 # their goal already: at the full rate they are thrown back first (.79 to .73 in 15 steps, then .94 after 90; at the
 # gentle one .95 after 45: five street cameras, own measurement).
@@ -218,6 +221,8 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         "divide": (),
     }
     rests = [_rest(state, sort) for sort in sorts[state.phase]]
+    if state.phase == "probe" and 0 < _gain(state, rests[1]) < _KIN_FRACTION * _gain(state, rests[0]):
+        rests = rests[1:]
     found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
 

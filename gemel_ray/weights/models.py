@@ -1,4 +1,4 @@
-"""Models in and out of blobs: one blob for each shared layer, one for each query's private remainder."""
+"""Models in and out of blobs: one for each shared or heavy layer, one for each query's private remainder."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import REMAINDER, BlobInfo
 from gemel_ray.weights.store import Store
-from gemel_ray.weights.tensors import Tensors, decode, put_tensors
+from gemel_ray.weights.tensors import Tensors, decode, put_tensors, tensor_bytes
 
 ReadTensors = Callable[[str], Tensors]
+
+# A private layer from this size on is a blob of its own: it can stay on an edge box while the rest of its model goes,
+# computing need not wait for all of a large model, and a release that leaves it alone does not send it again. Simulated
+# on twenty workloads, pieces bring goodput at the tightest memory from .943 to .963 (jobs/bench_edge.py).
+_HEAVY_BYTES = 4 << 20
 
 
 def store_models(
@@ -40,10 +45,23 @@ def store_models(
             weights[member.query][member.layer] = sha
             taken[member.query] |= {f"{member.layer}.{name}" for name in layers[member]}
     for query, state in states.items():
-        sha, info = put_tensors(store, {name: tensor for name, tensor in state.items() if name not in taken[query]})
-        blobs[sha] = info
-        weights[query][REMAINDER] = sha
+        private = {name: tensor for name, tensor in state.items() if name not in taken[query]}
+        for path, tensors in _pieces(private).items():
+            sha, info = put_tensors(store, tensors)
+            blobs[sha] = info
+            weights[query][path] = sha
     return weights, blobs
+
+
+def _pieces(private: Tensors) -> dict[str, dict[str, torch.Tensor]]:
+    """A query's private tensors: heavy layers by their paths and short names, all else as the remainder."""
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in private.items():
+        path, _, short = name.rpartition(".")
+        layers.setdefault(path, {})[short] = tensor
+    heavy = {path: tensors for path, tensors in layers.items() if path and tensor_bytes(tensors) >= _HEAVY_BYTES}
+    light = {name: tensor for name, tensor in private.items() if name.rpartition(".")[0] not in heavy}
+    return heavy | {REMAINDER: light}
 
 
 def _layer(

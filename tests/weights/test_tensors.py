@@ -156,3 +156,15 @@ def test_a_shared_layer_that_a_state_dict_lacks_is_named(store, states):
         store_models(store, states, SHARED, NAMES)
     with pytest.raises(StoreError, match=r"b:head\.fc is to be shared, but its state dict or its tensor names"):
         store_models(store, {"a": states["a"]}, SHARED, NAMES)
+
+
+def test_a_heavy_private_layer_is_a_blob_of_its_own_and_comes_back_where_it_was(store):
+    heavy, light = torch.rand(2**20), torch.rand(3)
+    state = {"head.weight": heavy, "head.bias": light, "stem.weight": light + 1, "scale": light + 2}
+    weights, blobs = store_models(store, {"cars": state}, MergeConfiguration(), {})
+    assert set(weights["cars"]) == {"head", ""}
+    assert blobs[weights["cars"]["head"]].tensor_bytes == tensor_bytes({"w": heavy, "b": light})
+    assert sum(info.tensor_bytes for info in blobs.values()) == tensor_bytes(state)
+    found = load_state(BlobReader(store), weights["cars"])
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
