@@ -96,13 +96,13 @@ def _prepare(
             )
         return data, progress
     originals = publish_originals(store, workload, models, seed=options.seed)
-    states = _states(workload, models, originals, options)
+    states = initial_states(workload, models, originals, options)
     progress = Progress(store, name, states, root=originals.release)
     progress.save()
     return data, progress
 
 
-def _states(
+def initial_states(
     workload: Workload, models: Mapping[str, nn.Module], originals: Manifest, options: SearchOptions
 ) -> list[SearchState]:
     """One state for each set of models that share nothing with the others."""

@@ -14,6 +14,8 @@ from gemel_ray.spec.strict import Strict
 Start = Literal["mean", "member"]
 # What retraining follows: the originals' own answers, or the feeds' labels.
 Objective = Literal["distillation", "labels"]
+# AdamW with a decaying rate, or GEMEL's SGD with momentum at a constant one (the baseline).
+Recipe = Literal["ours", "paper"]
 # The reason of a candidate that was not tried to its end, since it could change nothing any more.
 SUPERSEDED = "superseded"
 
@@ -32,6 +34,7 @@ class Candidate(Strict):
     start_release: int
     start: Start = "mean"
     objective: Objective = "distillation"
+    recipe: Recipe = "ours"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # How far below the target the gate's lower confidence bound may lie; the estimate itself may not.
     gate_margin: Fraction = 0.0

@@ -32,6 +32,7 @@ class Trial:
             seed=candidate.seed,
             start=candidate.start,
             objective=candidate.objective,
+            recipe=candidate.recipe,
             learning_rate=candidate.learning_rate,
             gate_margin=candidate.gate_margin,
         )

@@ -1,5 +1,6 @@
 """Joint retraining on small street cameras: shared stays shared, targets are met, the gate is unseen."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,14 @@ def test_bounds_lie_below_estimates():
     assert wilson_lower(0, 10) == 0.0
     assert f1(0, 0, 0) == 1.0
     assert f1(3, 1, 1) == 0.75
+
+
+@pytest.mark.parametrize(("recipe", "objective"), [("ours", "labels"), ("paper", "labels")])
+def test_the_baseline_recipe_and_hard_labels_train_too(fleet, recipe, objective):
+    found, data, models = fleet
+    options = RetrainOptions(max_steps=4, validate_every=2, start="member", recipe=recipe, objective=objective)
+    seen = list(
+        JointRetraining({n: copy.deepcopy(m) for n, m in models.items()}, data, everything(found), options).run()
+    )
+    assert seen[-1].verdict is not None
+    assert all(0 <= score.estimate <= 1 for score in seen[-1].scores.values())
