@@ -12,6 +12,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,34 +53,39 @@ def trier(data: dict[str, QueryData], store: Store) -> Try:
     return attempt
 
 
-def ours(
-    workload: Workload, store: Store, root: Manifest, models: dict[str, nn.Module], settings: SearchSettings, paper: bool, attempt: Try,
-    is_over: Callable[[], bool],
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+@dataclass(frozen=True)
+class Setting:
+    """What both searches start from."""
+
+    workload: Workload
+    models: dict[str, nn.Module]
+    store: Store
+    root: Manifest
+    settings: SearchSettings
+    attempt: Try
+    is_over: Callable[[], bool]
+
+
+def ours(setting: Setting, *, across_models_only: bool) -> Iterator[dict[str, Any]]:
     """Our search; after every trial what it was and what is saved."""
-    states = initial_states(workload, models, root, SearchOptions(settings=settings, paper=paper))
-    progress = Progress(store, "bench", states, root=root.release)
-    while not is_over() and (candidate := progress.next_candidate()) is not None:
-        outcome = attempt(candidate, is_over)
+    options = SearchOptions(settings=setting.settings, paper=across_models_only)
+    states = initial_states(setting.workload, setting.models, setting.root, options)
+    progress = Progress(setting.store, "bench", states, root=setting.root.release)
+    while not setting.is_over() and (candidate := progress.next_candidate()) is not None:
+        outcome = setting.attempt(candidate, setting.is_over)
         progress.take(candidate, outcome)
         yield row(candidate, outcome, progress.latest())
 
 
-def greedy(
-    workload: Workload,
-    store: Store,
-    root: Manifest,
-    settings: SearchSettings,
-    attempt: Try,
-    is_over: Callable[[], bool],
-) -> Iterator[dict[str, Any]]:
+def greedy(setting: Setting) -> Iterator[dict[str, Any]]:
     """GEMEL's search."""
-    state = begin_greedy(analyze(workload).groups, release=root.release, settings=settings)
-    latest = root
-    while not is_over() and (candidate := greedy_candidate(state)) is not None:
-        outcome = attempt(candidate, is_over)
+    latest = setting.root
+    groups = analyze(setting.workload).groups
+    state = begin_greedy(groups, release=latest.release, settings=setting.settings)
+    while not setting.is_over() and (candidate := greedy_candidate(state)) is not None:
+        outcome = setting.attempt(candidate, setting.is_over)
         if outcome.passed:
-            latest = publish_candidate(store, latest, candidate, outcome)
+            latest = publish_candidate(setting.store, latest, candidate, outcome)
         state = advance_greedy(state, candidate, passed=outcome.passed, release=latest.release)
         yield row(candidate, outcome, latest)
 
@@ -122,31 +128,32 @@ def run_method(
     options: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     store = open_store(folder, create=True)
-    root = publish_originals(store, workload, models, seed=options.seed)
-    labels = method == "gemel"
     settings = SearchSettings(
-        max_trials=1000, max_steps=options.steps, gate_margin=options.gate_margin,
-        objective="labels" if labels else "distillation",
-    )  # fmt: skip
+        max_trials=1000,
+        max_steps=options.steps,
+        gate_margin=options.gate_margin,
+        objective="labels" if method == "gemel" else "distillation",
+    )
+    root = publish_originals(store, workload, models, seed=options.seed)
     began_s, began_cpu_s = time.monotonic(), time.process_time()
 
     def is_over() -> bool:
         return time.process_time() - began_cpu_s > 60 * options.minutes
 
-    attempt = trier(data, store)
-    rows = (
-        greedy(workload, store, root, settings, attempt, is_over)
-        if labels
-        else ours(workload, store, root, models, settings, method == "ours-across", attempt, is_over)
-    )
+    setting = Setting(workload, models, store, root, settings, trier(data, store), is_over)
+    rows = greedy(setting) if method == "gemel" else ours(setting, across_models_only=method == "ours-across")
     told = []
     for found in rows:
         told.append(found | {"seconds": time.monotonic() - began_s, "cpu_seconds": time.process_time() - began_cpu_s})
-        print(
-            f"{method:12} {told[-1]['cpu_seconds']:6.0f} CPU s  saved {100 * found['saved_fraction']:5.1f} %  "
-            f"{found['label']}: {found['reason']} ({found['steps']} steps)", flush=True,
-        )  # fmt: skip
+        print(line(method, told[-1]), flush=True)
     return told
+
+
+def line(method: str, found: dict[str, Any]) -> str:
+    return (
+        f"{method:12} {found['cpu_seconds']:6.0f} CPU s  saved {100 * found['saved_fraction']:5.1f} %  "
+        f"{found['label']}: {found['reason']} ({found['steps']} steps)"
+    )
 
 
 def main() -> None:
