@@ -1,11 +1,13 @@
 """The merge search on a real Ray: real trial processes, a real store, a driver killed with SIGKILL."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +60,9 @@ def test_originals_are_trained_once(folder):
 
 
 def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder):
-    search = ("search", "workload.yaml", "--store", "store", "--steps", "20", "--trials", "6", "--json")
+    search = (
+        "search", "workload.yaml", "--store", "store", "--steps", "20", "--trials", "6", "--gate-margin", "1", "--json"
+    )  # fmt: skip
     killed = gemel(folder, *search)
     searches = folder / "store" / "searches"
     until_s = time.monotonic() + 120
@@ -74,6 +78,37 @@ def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder)
     assert manifest["bytes_after"] < manifest["bytes_before"]
     assert all(query["accuracy"]["agreement"] >= 0.7 for query in manifest["queries"].values())
     assert json.loads(finished(gemel(folder, "verify", "store", "--json"))) == []
+
+
+def trial_processes():
+    """Pids of trials at work on this machine, as Ray names them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            name = path.read_bytes()
+        except OSError:
+            continue
+        if name.startswith(b"ray::") and b"Trainable" in name:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_a_trial_whose_process_is_killed_is_tried_again(folder):
+    search = ("search", "workload.yaml", "--store", "killed", "--steps", "60", "--trials", "2", "--json")
+    searching = gemel(folder, *search, "--gate-margin", "1")
+    killed, until_s = None, time.monotonic() + 120
+    while killed is None:
+        assert searching.poll() is None, searching.communicate()[1]
+        assert time.monotonic() < until_s
+        for pid in trial_processes()[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed = pid
+        time.sleep(0.05)
+    manifest = json.loads(finished(searching))
+    assert manifest["bytes_after"] < manifest["bytes_before"]
+    assert json.loads(finished(gemel(folder, "verify", "killed", "--json"))) == []
 
 
 def test_nothing_to_resume_is_said(folder):

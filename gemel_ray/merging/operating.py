@@ -1,0 +1,67 @@
+"""Several accuracy targets for one workload: a release each, so that an operator can choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gemel_ray.merging.searching import SearchOptions, search
+from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.workload import Workload
+from gemel_ray.weights.store import open_store
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """What a search at one target came to; the worst query's agreement on the gate, 1 where nothing is shared."""
+
+    target: float
+    release: int
+    bytes_before: int
+    bytes_after: int
+    worst_agreement: float
+    worst_lower_bound: float
+
+
+def parse_targets(text: str) -> tuple[float, ...]:
+    """'0.90,0.95' as numbers, ascending. InputError for what is no fraction."""
+    try:
+        targets = tuple(sorted({float(part) for part in text.split(",")}))
+    except ValueError as error:
+        raise InputError(f"--operating-points {text!r}: write fractions, such as 0.90,0.95,0.98") from error
+    if not all(0 < target <= 1 for target in targets):
+        raise InputError(f"--operating-points {text!r}: targets lie above 0 and at most at 1, such as 0.95")
+    return targets
+
+
+def search_operating_points(
+    workload: Workload, store_uri: str, options: SearchOptions, targets: Sequence[float], report: Report
+) -> list[OperatingPoint]:
+    """Search the workload once for every target. HEAD is left at the strictest target's release."""
+    points = []
+    for target in targets:
+        report(f"searching for {100 * target:g} % of the originals' accuracy")
+        found = search(_aimed_at(workload, target), store_uri, options, report)
+        points.append(_point(target, found))
+    open_store(store_uri).set_head(points[-1].release)
+    return points
+
+
+def _aimed_at(workload: Workload, target: float) -> Workload:
+    queries = tuple(query.model_copy(update={"accuracy_target": target}) for query in workload.queries)
+    return workload.model_copy(update={"queries": queries})
+
+
+def _point(target: float, manifest: Manifest) -> OperatingPoint:
+    found = [released.accuracy for released in manifest.queries.values() if released.accuracy]
+    return OperatingPoint(
+        target=target,
+        release=manifest.release,
+        bytes_before=manifest.bytes_before,
+        bytes_after=manifest.bytes_after,
+        worst_agreement=min((accuracy.agreement for accuracy in found), default=1.0),
+        worst_lower_bound=min((accuracy.lower_bound for accuracy in found), default=1.0),
+    )
