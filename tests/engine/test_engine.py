@@ -333,6 +333,20 @@ def test_every_policy_answers_right_and_within_the_budget(four, frame_of, device
         assert given.answer.label == expected.label
 
 
+def test_a_layer_that_repeats_within_one_model_is_held_once_and_answers_stay_right(
+    tmp_path, release_into, frame_of, engine_for
+):
+    repeats = [[("cars", "layer4.1.conv1"), ("cars", "layer4.1.conv2"), ("cars", "layer4.0.conv2")]]
+    made = release_into(tmp_path, {"cars": "resnet18"}, repeats)
+    engine = engine_for(made, room_for(made, "cars"))
+    (given,) = answers_of([engine.submit("cars", frame_of(0), droppable=False)])
+    (expected,) = made.direct("cars", [frame_of(0)])
+    assert given.answer.scores == pytest.approx(expected.scores, abs=1e-5)
+    # A state dict names the tied weight once for each place.
+    written_out_bytes = sum(tensor.nbytes for tensor in made.models["cars"].state_dict().values())
+    assert engine.status().resident_bytes == written_out_bytes - 2 * 512 * 512 * 3 * 3 * 4
+
+
 def test_a_policy_that_does_not_exist_is_told():
     with pytest.raises(InputError, match="no policy 'our'; did you mean 'ours'"):
         Engine(budget_bytes=1, device="cpu", policy="our")
