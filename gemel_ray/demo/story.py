@@ -58,7 +58,7 @@ class _Effort:
     play_seconds: float
 
 
-_QUICK = _Effort(original_steps=150, trial_steps=90, trials=4, play_seconds=6)
+_QUICK = _Effort(original_steps=180, trial_steps=90, trials=4, play_seconds=6)
 _FULL = _Effort(original_steps=180, trial_steps=120, trials=6, play_seconds=15)
 _REAL = _Effort(original_steps=200, trial_steps=200, trials=16, play_seconds=20)
 
