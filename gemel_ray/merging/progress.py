@@ -100,9 +100,13 @@ class Progress:
     def next_candidate(self) -> Candidate | None:
         """The next candidate of any set's round, None when all of them are being tried."""
         for part in self._sets.values():
-            if (candidate := part.next_candidate()) is not None:
-                return candidate
-            self._close_round(part)
+            while True:
+                if (candidate := part.next_candidate()) is not None:
+                    return candidate
+                # Candidates that can change nothing any more may have been the last of their round.
+                if not part.round_is_complete:
+                    break
+                self._close_round(part)
         return None
 
     def is_superseded(self, candidate: Candidate) -> bool:

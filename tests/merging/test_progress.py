@@ -84,9 +84,22 @@ def test_what_can_change_nothing_any_more_is_not_tried(started):
     store, models, progress = started
     first = progress.next_candidate()
     progress.take(first, outcome_for(store, models, first, passed=True))
-    following = progress.next_candidate()
-    assert following is None or following.max_steps > 0
+    assert progress.next_candidate() is None
+    assert progress.is_finished
     assert store.manifest().merge_configuration == first.configuration
+
+
+def test_the_next_round_is_handed_out_as_soon_as_what_is_left_of_this_one_is_superseded(started):
+    store, models, progress = started
+    candidates = list(iter(progress.next_candidate, None))
+    for candidate in candidates:
+        progress.take(candidate, outcome_for(store, models, candidate, passed=False))
+    leap = progress.next_candidate()
+    progress.take(leap, outcome_for(store, models, leap, passed=False))
+    cautious = progress.next_candidate()
+    progress.take(cautious, outcome_for(store, models, cautious, passed=True))
+    # The rest is tried without anybody having to ask twice.
+    assert progress.next_candidate().label.startswith("divide")
 
 
 def test_sets_that_share_nothing_are_searched_side_by_side_and_published_on_top_of_each_other(tmp_path):
