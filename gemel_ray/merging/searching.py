@@ -157,6 +157,18 @@ def _run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
+    if not progress.is_finished:
+        _tell_unfinished(progress, searcher, report)
+
+
+def _tell_unfinished(progress: Progress, searcher: MergeSearcher, report: Report) -> None:
+    release = progress.latest().release
+    if not searcher.is_out_of_time():
+        # Tune takes Ctrl-C for itself and returns as if all were well.
+        raise SearchError(
+            f"the search was interrupted; release {release} stands. The same with --resume goes on from it"
+        )
+    report(f"time is up, release {release} stands; the same with --resume goes on from it")
 
 
 class MergeSearcher(Searcher):
@@ -171,7 +183,7 @@ class MergeSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next candidate; None while the round's last trials run."""
-        if self._progress.is_finished or time.monotonic() > self._until_s:
+        if self._progress.is_finished or self.is_out_of_time():
             return self._wait_or_end()
         if len(self._live) >= self._parallel:
             return None
@@ -202,6 +214,10 @@ class MergeSearcher(Searcher):
             outcome = Outcome(candidate=candidate.number, passed=False, reason="failed: its process died twice")
         self._progress.take(candidate, outcome)
         self._report(self._line(candidate, outcome))
+
+    def is_out_of_time(self) -> bool:
+        """Whether no further trial may start."""
+        return time.monotonic() > self._until_s
 
     def is_superseded(self, trial_id: str) -> bool:
         """Whether a running trial can change nothing any more."""

@@ -111,6 +111,24 @@ def test_a_trial_whose_process_is_killed_is_tried_again(folder):
     assert json.loads(finished(gemel(folder, "verify", "killed", "--json"))) == []
 
 
+def test_a_search_that_is_interrupted_says_how_to_go_on(folder):
+    search = ("search", "workload.yaml", "--store", "interrupted", "--steps", "200", "--trials", "4", "--json")
+    searching = gemel(folder, *search)
+    for line in searching.stderr:
+        if "begins: leap" in line or "begins: kin" in line:
+            break
+    searching.send_signal(signal.SIGINT)
+    out, errors = searching.communicate(timeout=240)
+    assert searching.returncode == 1, errors
+    assert out == ""
+    assert "interrupted; release" in errors
+    assert "--resume" in errors
+    resumed = gemel(folder, *search[:-1], "--minutes", "0", "--resume", "--json")
+    out, errors = resumed.communicate(timeout=240)
+    assert "time is up" in errors
+    assert json.loads(out)["release"] >= 1
+
+
 def test_nothing_to_resume_is_said(folder):
     process = gemel(folder, "search", "workload.yaml", "--store", "other", "--resume")
     _, errors = process.communicate(timeout=240)
