@@ -19,28 +19,23 @@ class _SetProgress:
     """One independent set of models: its state, and what is known of its round."""
 
     def __init__(self, state: SearchState, outcomes: Sequence[Outcome]) -> None:
-        self.outcomes: dict[int, Outcome] = {}
-        self.begin_round(state)
-        self.outcomes = {outcome.candidate: outcome for outcome in outcomes}
-        self.waiting = [c for c in state.round if c.number not in self.outcomes]
+        self.begin_round(state, outcomes)
 
-    def begin_round(self, state: SearchState) -> None:
+    def begin_round(self, state: SearchState, outcomes: Sequence[Outcome] = ()) -> None:
         self.state = state
-        self.outcomes = {}
-        self.waiting = list(state.round)
+        self.outcomes = {outcome.candidate: outcome for outcome in outcomes}
+        self.waiting = [candidate for candidate in state.round if candidate.number not in self.outcomes]
+        self.skip_superseded()
 
     @property
     def round_is_complete(self) -> bool:
         return bool(self.state.round) and all(c.number in self.outcomes for c in self.state.round)
 
-    def next_candidate(self) -> Candidate | None:
-        """The next one that can still change something; those that cannot get their outcome here."""
-        while self.waiting:
-            candidate = self.waiting.pop(0)
-            if not is_superseded(self.state, candidate, self.outcomes):
-                return candidate
+    def skip_superseded(self) -> None:
+        """Give candidates that are not being tried yet, and can change nothing any more, their outcome."""
+        for candidate in [c for c in self.waiting if is_superseded(self.state, c, self.outcomes)]:
+            self.waiting.remove(candidate)
             self.outcomes[candidate.number] = superseded(candidate)
-        return None
 
 
 def superseded(candidate: Candidate) -> Outcome:
@@ -99,15 +94,8 @@ class Progress:
 
     def next_candidate(self) -> Candidate | None:
         """The next candidate of any set's round, None when all of them are being tried."""
-        for part in self._sets.values():
-            while True:
-                if (candidate := part.next_candidate()) is not None:
-                    return candidate
-                # Candidates that can change nothing any more may have been the last of their round.
-                if not part.round_is_complete:
-                    break
-                self._close_round(part)
-        return None
+        waiting = (part.waiting for part in self._sets.values() if part.waiting)
+        return next((candidates.pop(0) for candidates in waiting), None)
 
     def is_superseded(self, candidate: Candidate) -> bool:
         """Whether a candidate that is being tried can change nothing any more."""
@@ -120,6 +108,7 @@ class Progress:
         if candidate not in part.state.round or candidate.number in part.outcomes:
             return  # reported twice, after a retry
         part.outcomes[candidate.number] = outcome
+        part.skip_superseded()
         self.history.append(_told(candidate, outcome))
         self.save()
         self._close_round(part)

@@ -189,8 +189,7 @@ class MergeSearcher(Searcher):
             return None
         candidate = self._progress.next_candidate()
         if candidate is None:
-            # Asking for one may have closed a round, and with it the search.
-            return self._wait_or_end() if self._progress.is_finished or not self._live else None
+            return None
         self._live[trial_id] = candidate
         self._report(f"trial {self._name(candidate)} begins: {candidate.label}")
         return {"candidate": candidate.model_dump_json()}

@@ -84,9 +84,9 @@ def test_what_can_change_nothing_any_more_is_not_tried(started):
     store, models, progress = started
     first = progress.next_candidate()
     progress.take(first, outcome_for(store, models, first, passed=True))
+    assert store.manifest().merge_configuration == first.configuration
     assert progress.next_candidate() is None
     assert progress.is_finished
-    assert store.manifest().merge_configuration == first.configuration
 
 
 def test_the_next_round_is_handed_out_as_soon_as_what_is_left_of_this_one_is_superseded(started):
