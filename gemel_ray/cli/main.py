@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +82,7 @@ def demo(
     options = DemoOptions(folder=out, quick=quick, video=video, seed=seed, parallel=parallel)
     # Ray prints a line or two of its own; stdout is for the result alone.
     with redirect_stdout(sys.stderr):
-        document = run_demo(options, lambda line: print(line, file=sys.stderr, flush=True))
+        document = run_demo(options, _tell)
     _show(document, as_json, render.demo_tables)
 
 
@@ -129,7 +130,7 @@ def originals(
     found = train_fleet(
         load_workload(workload), out, steps=steps, seed=seed, family=family, parallel=parallel or os.cpu_count() or 1,
         allow_factories=allow_factories,
-        report=lambda line: print(line, file=sys.stderr),
+        report=_tell,
     )  # fmt: skip
     _show([original.document() for original in found], as_json, render.originals_table)
 
@@ -152,6 +153,9 @@ def search(
     objective: Annotated[
         str, typer.Option(help="What retraining follows: distillation (the originals' answers) or labels.")
     ] = "distillation",
+    operating_points: Annotated[
+        str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
+    ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")
     ] = False,
@@ -164,6 +168,7 @@ def search(
 
     Example: gemel search workload.yaml --store ./store
     """
+    from gemel_ray.merging.operating import parse_targets, search_operating_points
     from gemel_ray.merging.searching import SearchOptions
     from gemel_ray.merging.searching import search as run_search
     from gemel_ray.policy.search import SearchSettings
@@ -176,10 +181,22 @@ def search(
         settings=SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective),  # type: ignore[arg-type]
         allow_factories=allow_factories, resume=resume,
     )  # fmt: skip
+    loaded = load_workload(workload)
     # Tune prints a header of its own; stdout is for the result alone.
     with redirect_stdout(sys.stderr):
-        manifest = run_search(load_workload(workload), store, options, lambda line: print(line, file=sys.stderr))
-    _show(manifest.model_dump(mode="json"), as_json, render.manifest_tables)
+        if operating_points is not None:
+            targets = parse_targets(operating_points)
+            points = search_operating_points(loaded, store, options, targets, _tell)
+        else:
+            manifest = run_search(loaded, store, options, _tell)
+    if operating_points is not None:
+        _show([asdict(point) for point in points], as_json, render.operating_points_table)
+    else:
+        _show(manifest.model_dump(mode="json"), as_json, render.manifest_tables)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @app.command()

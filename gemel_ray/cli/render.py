@@ -218,6 +218,17 @@ def _simulated(row: Document) -> tuple[str, ...]:
     )
 
 
+def operating_points_table(rows: Sequence[Document]) -> None:
+    """What each target costs and brings."""
+    table = _table("Operating points", "target", "release", "size", "saved", "worst agreement", "its lower bound")
+    for row in rows:
+        saved = _percent(1 - row["bytes_after"] / row["bytes_before"])
+        size = format_bytes(row["bytes_after"])
+        agreement, bound = _percent(row["worst_agreement"]), _percent(row["worst_lower_bound"])
+        table.add_row(_percent(row["target"]), str(row["release"]), size, saved, agreement, bound)
+    Console().print(table)
+
+
 def problems_table(problems: Sequence[Document]) -> None:
     """What `verify` found."""
     if not problems:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gemel_ray.merging.searching import SearchOptions, search
+from gemel_ray.merging.searching import SearchOptions, search, search_name
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
@@ -44,7 +44,9 @@ def search_operating_points(
     points = []
     for target in targets:
         report(f"searching for {100 * target:g} % of the originals' accuracy")
-        found = search(_aimed_at(workload, target), store_uri, options, report)
+        aimed = _aimed_at(workload, target)
+        begun = open_store(store_uri, create=True).read_state(search_name(aimed)) is not None
+        found = search(aimed, store_uri, replace(options, resume=options.resume and begun), report)
         points.append(_point(target, found))
     open_store(store_uri).set_head(points[-1].release)
     return points

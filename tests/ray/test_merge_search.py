@@ -129,6 +129,20 @@ def test_a_search_that_is_interrupted_says_how_to_go_on(folder):
     assert json.loads(out)["release"] >= 1
 
 
+def test_every_operating_point_is_a_release_and_the_strictest_is_served(folder):
+    search = ("search", "workload.yaml", "--store", "points", "--steps", "20", "--trials", "2", "--gate-margin", "1")
+    rows = json.loads(finished(gemel(folder, *search, "--operating-points", "0.7,0.5", "--json")))
+    assert [row["target"] for row in rows] == [0.5, 0.7]
+    assert all(row["worst_agreement"] >= row["target"] for row in rows)
+    (head,) = [row for row in json.loads(finished(gemel(folder, "releases", "points", "--json"))) if row["is_head"]]
+    assert head["release"] == rows[-1]["release"]
+    again = json.loads(finished(gemel(folder, *search, "--operating-points", "0.5,0.7", "--resume", "--json")))
+    assert again == rows
+    process = gemel(folder, *search, "--operating-points", "95")
+    assert "targets lie above 0 and at most at 1" in process.communicate(timeout=240)[1]
+    assert process.returncode == 2
+
+
 def test_nothing_to_resume_is_said(folder):
     process = gemel(folder, "search", "workload.yaml", "--store", "other", "--resume")
     _, errors = process.communicate(timeout=240)
