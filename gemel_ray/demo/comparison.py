@@ -13,7 +13,7 @@ from gemel_ray.spec.answers import Answer, FrameAnswer
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.data import read_query_data, run_model
 from gemel_ray.vision.checkpoints import load_weights
-from gemel_ray.vision.models import build_model
+from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.seen import end_to_end_accuracy
 
 _PATIENCE_S = 300
@@ -50,7 +50,7 @@ def _recording(query: Query, workload: Workload, seconds: float) -> Recording:
     frames = list(data.splits["gate"].images)[: round(seconds * query.fps)]
     model = build_model(query.model)
     load_weights(model, query.model)
-    _, reference = run_model(model, data.task, frames)
+    _, reference = run_model(model.to(training_device()), data.task, frames)
     return Recording(query, frames, reference)
 
 

@@ -30,7 +30,7 @@ from gemel_ray.training.releases import publish_originals
 from gemel_ray.training.trial import Trial
 from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.inspection import analyze
-from gemel_ray.vision.models import build_model
+from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.similarity import relatives
 from gemel_ray.weights.files import absolute_uri
 from gemel_ray.weights.store import Store, open_store
@@ -82,6 +82,7 @@ def _prepare(
     models = {q.name: build_model(q.model, allow_factories=options.allow_factories) for q in workload.queries}
     for query in workload.queries:
         load_weights(models[query.name], query.model)
+        models[query.name].to(training_device())
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     data = {
         query.name: with_teacher(read_query_data(query, workload.feeds[query.feed]), models[query.name])

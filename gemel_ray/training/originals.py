@@ -15,7 +15,7 @@ from gemel_ray.spec.errors import GemelError
 from gemel_ray.training.data import QueryData, SplitData, stacked
 from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
-from gemel_ray.vision.models import build_model, task_of
+from gemel_ray.vision.models import build_model, task_of, training_device
 
 # A detector's first gradients, from boxes all over the frame, are large: warm up, and clip the norm.
 _WARM_UP_FRACTION = 0.1
@@ -43,6 +43,7 @@ def train_original(
     model = build_model(data.query.model, allow_factories=allow_factories)
     if ancestor is not None:
         _inherit(model, ancestor)
+    model.to(training_device())
     _train(model, data, steps, learning_rate, batch_size, np.random.default_rng(seed))
     if _is_unsettled(model, steps):
         reestimate_normalisation(model, data.task, data.splits["train"], seed=seed)

@@ -13,7 +13,7 @@ from gemel_ray.training.data import QueryData, run_model, score_on_labels
 from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
 from gemel_ray.vision.binding import layer_tensors
 from gemel_ray.vision.metrics import Score
-from gemel_ray.vision.models import build_model
+from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.weights.models import BlobReader, load_state, store_models
 from gemel_ray.weights.store import Store
 
@@ -42,7 +42,7 @@ class Trial:
         manifest = self.store.manifest(self.candidate.start_release)
         model = build_model(self.data[query].query.model, allow_factories=allow_factories)
         model.load_state_dict(load_state(BlobReader(self.store), manifest.queries[query].weights))
-        return model
+        return model.to(training_device())
 
     def run(self) -> Iterator[Validation]:
         """Every validation, the last one with its verdict; then `outcome` may be asked."""

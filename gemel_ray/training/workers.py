@@ -41,7 +41,7 @@ def train(job: TrainingJob) -> dict[str, np.ndarray]:
         learning_rate=job.learning_rate,
         allow_factories=job.allow_factories,
     )
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    return {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
 
 
 @contextmanager

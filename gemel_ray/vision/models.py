@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
+import torch
 import torchvision
 from torch import nn
 
@@ -20,6 +21,11 @@ TaskName = Literal["classification", "detection"]
 
 # These two initialise slowly (truncated normal by scipy's method) and carry auxiliary heads used in training alone.
 _AUXILIARY = frozenset({"googlenet", "inception_v3"})
+
+
+def training_device() -> torch.device:
+    """Where models are trained and originals are asked: CUDA where this process may use it, as Ray grants it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @cache
