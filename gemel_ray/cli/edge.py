@@ -1,0 +1,105 @@
+"""Commands for the edge box: measure it, simulate it, serve on it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemel_ray.cli import render_edge
+from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, WorkloadFile, show_result
+from gemel_ray.spec.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    for command in (profile, simulate, serve):
+        app.command()(command)
+
+
+def profile(
+    store: StoreUri,
+    release: ReleaseNumber = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    reload_from: Annotated[
+        str, typer.Option(help="Where evicted weights come back from: memory, or disk where the box has none to spare.")
+    ] = "memory",
+    repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Also write the profile here, for `gemel simulate`.")] = None,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Measure on this device what a release costs: load ms, run ms and workspace bytes by batch size.
+
+    Example: gemel profile gemel-demo/store --out profile.json
+    """
+    from gemel_ray.engine.profiling import profile_store
+
+    if reload_from not in ("memory", "disk"):
+        raise InputError(f"--reload-from {reload_from!r} is not known; choose memory or disk")
+    found = profile_store(
+        store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
+        allow_factories=allow_factories,
+    )  # fmt: skip
+    if out is not None:
+        out.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    show_result(found.model_dump(mode="json"), as_json, render_edge.profile_table)
+
+
+def simulate(
+    store: StoreUri,
+    release: ReleaseNumber = None,
+    profile: Annotated[Path | None, typer.Option(help="What `gemel profile --out` wrote.")] = None,
+    rates: Annotated[str | None, typer.Option(help="Estimate instead, from published rates: t4, l4, ...")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Budgets, such as 32MiB,64MiB; by default from one model to all of them.")
+    ] = None,
+    policy: Annotated[str | None, typer.Option(help="Policies, such as ours,time_space; all without it.")] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Of simulated traffic.")] = 30,
+    trace: Annotated[Path | None, typer.Option(help="Write the last run here, for chrome://tracing.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a release's cameras on a simulated box under every policy and budget: goodput, stale frames, bytes swapped.
+
+    Example: gemel simulate gemel-demo/store --profile profile.json --memory 24MiB,32MiB
+    """
+    from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+
+    options = SimulationOptions(
+        release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds, trace=trace
+    )
+    show_result(simulate_store(store, options), as_json, render_edge.simulations_table)
+
+
+def serve(
+    workload: WorkloadFile,
+    store: Annotated[str, typer.Option(help="The store to serve from: a folder or a URI.")],
+    release: ReleaseNumber = None,
+    node: Annotated[str | None, typer.Option(help="Which of the workload's nodes this machine is.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Another budget than the node's, such as 512MiB.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at. Nobody is asked who they are: keep it local.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Serve a release on this machine with Ray Serve, until Ctrl-C.
+
+    Example: gemel serve gemel-demo/workload.yaml --store gemel-demo/store
+    """
+    from gemel_ray.serving.local import node_options, serve_release, wait_for_interrupt
+    from gemel_ray.spec.workload import load_workload
+
+    options = node_options(load_workload(workload), node, memory)
+    with (
+        redirect_stdout(sys.stderr),
+        serve_release(
+            store, nodes=[options], release=release, allow_factories=allow_factories, host=host, port=port
+        ) as service,
+    ):
+        print(f"serving at {service.url} (status page, /v2 and /v1), Ctrl-C ends it", file=sys.stderr, flush=True)
+        wait_for_interrupt()
+    print("stopped", file=sys.stderr)

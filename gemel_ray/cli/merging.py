@@ -1,0 +1,131 @@
+"""Commands that merge: what could be shared, training originals, searching."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemel_ray.cli import render_merging, render_stores
+from gemel_ray.cli.common import AllowFactories, AsJson, WorkloadFile, show_result, tell
+from gemel_ray.spec.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the app."""
+    for command in (analyze, originals, search):
+        app.command()(command)
+
+
+def analyze(
+    workload: WorkloadFile,
+    rule: Annotated[str, typer.Option(help="What makes layers interchangeable: exact or shape.")] = "exact",
+    top: Annotated[int, typer.Option(min=1, help="How many layer groups to print.")] = 15,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Show each model's memory, where it sits, and what sharing could save at most. Allocates no weights.
+
+    Example: gemel analyze serve_configs/workloads/streets.yaml
+    """
+    from gemel_ray.spec.workload import load_workload
+    from gemel_ray.vision.inspection import analyze as analyze_workload
+
+    if rule not in ("exact", "shape"):
+        raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
+    found = analyze_workload(load_workload(workload), rule=rule, allow_factories=allow_factories)  # type: ignore[arg-type]
+    show_result(
+        render_merging.analysis_document(found), as_json, lambda document: render_merging.analysis_tables(document, top)
+    )
+
+
+def originals(
+    workload: WorkloadFile,
+    out: Annotated[Path, typer.Option(help="Folder for the weights.")] = Path("originals"),
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 150,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Models trained at once; as many as there are processors without it.")
+    ] = None,
+    seed: int = 0,
+    family: Annotated[bool, typer.Option(help="Fine-tune models of one architecture from a common ancestor.")] = True,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Train the workload's originals from its feeds' labels and save them as safetensors. Cached by content.
+
+    Example: gemel originals serve_configs/workloads/streets.yaml --out originals
+    """
+    from gemel_ray.spec.workload import load_workload
+    from gemel_ray.training.fleet import train_fleet
+
+    found = train_fleet(
+        load_workload(workload), out, steps=steps, seed=seed, family=family, parallel=parallel or os.cpu_count() or 1,
+        allow_factories=allow_factories,
+        report=tell,
+    )  # fmt: skip
+    show_result([original.document() for original in found], as_json, render_merging.originals_table)
+
+
+def search(
+    workload: WorkloadFile,
+    store: Annotated[str, typer.Option(help="Where releases go: a folder or a URI. Made if absent.")],
+    parallel: Annotated[int, typer.Option(min=1, help="Trials at once.")] = 2,
+    cpus: Annotated[float, typer.Option(help="CPUs of each trial.")] = 1,
+    gpus: Annotated[float, typer.Option(help="GPUs (or a fraction) of each trial.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Trials that retrain, at most.")] = 40,
+    steps: Annotated[int, typer.Option(min=1, help="Retraining steps of each trial at most.")] = 150,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Start no trial after so many minutes; --resume goes on.")
+    ] = math.inf,
+    gate_margin: Annotated[
+        float, typer.Option(min=0, max=1, help="How far below the target the gate's lower confidence bound may lie.")
+    ] = 0.0,
+    objective: Annotated[
+        str, typer.Option(help="What retraining follows: distillation (the originals' answers) or labels.")
+    ] = "distillation",
+    operating_points: Annotated[
+        str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
+    ] = None,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")
+    ] = False,
+    seed: int = 0,
+    resume: Annotated[bool, typer.Option(help="Take up an interrupted search of this workload.")] = False,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Search merge configurations in parallel on Ray Tune; every improvement is published at once.
+
+    Example: gemel search workload.yaml --store ./store
+    """
+    from gemel_ray.merging.operating import parse_targets, search_operating_points
+    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.merging.searching import search as run_search
+    from gemel_ray.policy.search import SearchSettings
+    from gemel_ray.spec.workload import load_workload
+
+    if objective not in ("distillation", "labels"):
+        raise InputError(f"--objective {objective!r} is not known; choose distillation or labels")
+    options = SearchOptions(
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes,
+        settings=SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective),  # type: ignore[arg-type]
+        allow_factories=allow_factories, resume=resume,
+    )  # fmt: skip
+    loaded = load_workload(workload)
+    # Tune prints a header of its own; stdout is for the result alone.
+    with redirect_stdout(sys.stderr):
+        if operating_points is not None:
+            targets = parse_targets(operating_points)
+            points = search_operating_points(loaded, store, options, targets, tell)
+        else:
+            manifest = run_search(loaded, store, options, tell)
+    if operating_points is not None:
+        show_result([asdict(point) for point in points], as_json, render_merging.operating_points_table)
+    else:
+        show_result(manifest.model_dump(mode="json"), as_json, render_stores.manifest_tables)
