@@ -6,22 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gemel_ray.engine.frames import MOST_PIXELS
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.status import ServiceStatus
 from gemel_ray.spec.answers import FrameAnswer
+from gemel_ray.spec.errors import ServingError
+
+# What the engine takes at most, 8K video; told here anew, since the engine's room brings torch along.
+MOST_PIXELS = 7680 * 4320
+
+
+class BusyError(ServingError):
+    """An engine is well, but full: the caller is to come back shortly (HTTP 429)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for."""
+    """What one request may ask for, and all of them together."""
 
     max_body_bytes: int = 64 * 2**20
+    # Of one frame, and of all pictures of one request together.
     max_pixels: int = MOST_PIXELS
     max_frames: int = 64
     # The time an inference that is not to be dropped may take, and the time after which an engine counts as lost.
     request_timeout_s: float = 10.0
+    # Requests with frames that may be under way at once, and streams of results that may be open.
+    max_in_flight: int = 128
+    max_listeners: int = 32
+    # A quiet stream of results tells that it lives; a listener that has gone is found out as late as that.
+    heartbeat_s: float = 10.0
 
 
 class Backend(Protocol):
@@ -34,7 +47,7 @@ class Backend(Protocol):
     async def infer(
         self, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
     ) -> list[FrameAnswer]:
-        """One answer for each frame. Raises FrameError for pixels that cannot be used and ServingError."""
+        """One answer for each frame. Raises FrameError for pixels that cannot be used, BusyError and ServingError."""
         ...
 
     async def status(self) -> ServiceStatus:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.run import MOST_PENDING_BYTES
+from gemel_ray.serving.backend import BusyError
 from gemel_ray.serving.description import Description, QueryCard
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.status import ServiceStatus, service_status
@@ -18,8 +21,17 @@ from gemel_ray.vision.models import task_of
 class EngineBackend:
     """Implements backend.Backend over a started engine; stopping it stays with whoever started it."""
 
-    def __init__(self, engine: Engine, manifest: Manifest, *, node: str = "local", timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        *,
+        node: str = "local",
+        timeout_s: float = 10.0,
+        max_pending_bytes: int = MOST_PENDING_BYTES,
+    ) -> None:
         self._engine = engine
+        self._intake = Intake(max_pending_bytes)
         self._description = describe(manifest)
         self._node = node
         self._timeout_s = timeout_s
@@ -32,7 +44,7 @@ class EngineBackend:
         self, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
     ) -> list[FrameAnswer]:
         """See Backend."""
-        asked = answers(self._engine, query, images, slo_ms=slo_ms, droppable=droppable)
+        asked = answers(self._engine, self._intake, query, images, slo_ms=slo_ms, droppable=droppable)
         try:
             return await asyncio.wait_for(asked, self._timeout_s)
         except TimeoutError as error:
@@ -47,12 +59,36 @@ class EngineBackend:
             return service_status(self._description, {self._node: str(error)}, homes)
 
 
+class Intake:
+    """Pixels that wait in an engine: more than it takes are refused here, as BusyError, before it takes any of them."""
+
+    def __init__(self, most_bytes: int = MOST_PENDING_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._bytes = 0
+
+    @contextlib.contextmanager
+    def hold(self, images: Sequence[Image]) -> Iterator[None]:
+        """While the block lasts, these frames wait. One request alone is never too much."""
+        more = sum(image.nbytes for image in images)
+        if self._bytes and self._bytes + more > self._most_bytes:
+            raise BusyError(
+                f"{self._bytes} bytes of pixels wait already and {more} came, {self._most_bytes} are the most; send "
+                "them again when answers have come"
+            )
+        self._bytes += more
+        try:
+            yield
+        finally:
+            self._bytes -= more
+
+
 async def answers(
-    engine: Engine, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
+    engine: Engine, intake: Intake, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
 ) -> list[FrameAnswer]:
-    """One answer for each frame, in order. Raises what Engine.submit raises."""
-    futures = [engine.submit(query, image, slo_ms=slo_ms, droppable=droppable) for image in images]
-    return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+    """One answer for each frame, in order. Raises BusyError, and what Engine.submit raises."""
+    with intake.hold(images):
+        futures = [engine.submit(query, image, slo_ms=slo_ms, droppable=droppable) for image in images]
+        return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
 
 def describe(manifest: Manifest) -> Description:

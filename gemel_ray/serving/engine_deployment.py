@@ -10,7 +10,7 @@ from typing import Any
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.serving.description import Description
-from gemel_ray.serving.engine_backend import answers, describe
+from gemel_ray.serving.engine_backend import Intake, answers, describe
 from gemel_ray.serving.options import NodeOptions, ServeOptions
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.releases import pull_release
@@ -28,6 +28,7 @@ class EngineReplica:
         manifest, fetch = pull_release(service.store, service.release, service.cache)
         self._engine.start(manifest, fetch)
         self._description = describe(manifest)
+        self._intake = Intake()
 
     async def describe(self) -> Description:
         """What this engine serves."""
@@ -36,10 +37,9 @@ class EngineReplica:
     async def infer(
         self, query: str, images: Sequence[Image], slo_ms: float | None, droppable: bool
     ) -> list[FrameAnswer]:
-        """One answer for each frame. Raises what Engine.submit raises."""
-        return await answers(
-            self._engine, query, [_writable(image) for image in images], slo_ms=slo_ms, droppable=droppable
-        )
+        """One answer for each frame. Raises BusyError, and what Engine.submit raises."""
+        own = [_writable(image) for image in images]
+        return await answers(self._engine, self._intake, query, own, slo_ms=slo_ms, droppable=droppable)
 
     async def status(self) -> EngineStatus:
         """Memory and counts right now."""

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from gemel_ray.engine.status import EngineStatus
+from gemel_ray.serving.backend import BusyError
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.status import ServiceStatus, service_status
@@ -86,6 +87,8 @@ class HandleBackend:
             if isinstance(error.cause, GemelError):
                 raise error.cause from error
             raise
+        except BackPressureError as error:
+            raise BusyError(f"node {node!r} has more requests than it takes; try again shortly") from error
         except (RayError, RayServeException) as error:
             reason = type(error).__name__
             raise ServingError(f"node {node!r} has lost its engine ({reason}); it restarts, try again") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 _MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
 
-def decode(data: bytes, *, max_pixels: int) -> Image:
+def decode(data: bytes | bytearray, *, max_pixels: int) -> Image:
     """Pixels of one JPEG or PNG: uint8, H x W x 3, RGB, as stored (an EXIF orientation is not applied).
 
     Raises FrameError for anything that is not a whole picture of at most `max_pixels`, before its pixels take memory.
@@ -38,14 +39,31 @@ def decode(data: bytes, *, max_pixels: int) -> Image:
         raise FrameError(f"the picture is damaged ({error}); {len(data)} bytes arrived, send it whole") from error
 
 
-def _unidentified(data: bytes) -> str:
+def decode_all(pictures: Sequence[bytes], *, max_pixels: int) -> list[Image]:
+    """Pixels of several pictures, together at most `max_pixels`. FrameError as `decode`, naming the picture's place."""
+    found: list[Image] = []
+    room = max_pixels
+    for place, data in enumerate(pictures):
+        try:
+            found.append(decode(data, max_pixels=max_pixels))
+        except FrameError as error:
+            raise FrameError(f"picture {place} of {len(pictures)}: {error}") from error
+        room -= found[-1].size // 3
+        if room < 0:
+            raise FrameError(
+                f"pictures 0 to {place} have more than {max_pixels} pixels together; send fewer in one request"
+            )
+    return found
+
+
+def _unidentified(data: bytes | bytearray) -> str:
     if data.startswith(_MAGICS):
         return f"the picture is damaged near its beginning; {len(data)} bytes arrived, send it whole"
-    found = f"it begins with {data[:8]!r}" if data else "it is empty"
+    found = f"it begins with {bytes(data[:8])!r}" if data else "it is empty"
     return f"the body is neither JPEG nor PNG ({found}); send one picture as JPEG or PNG"
 
 
-def _decode(data: bytes, max_pixels: int) -> Image:
+def _decode(data: bytes | bytearray, max_pixels: int) -> Image:
     with Pillow.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
         width, height = picture.size
         if width * height > max_pixels:

@@ -1,4 +1,4 @@
-"""Every failure as JSON {"error": reason} with the right status, never a traceback."""
+"""Every failure as JSON {"error": reason, "request_id": ...} with the right status, never a traceback."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from gemel_ray.serving.admission import RETRY_AFTER
+from gemel_ray.serving.backend import BusyError
+from gemel_ray.serving.request_ids import HEADER, request_id
 from gemel_ray.spec.errors import GemelError, InputError
 
 log = logging.getLogger(__name__)
-
-# Seconds after which a caller may try again: an engine that died is back in about three.
-RETRY_AFTER = {"Retry-After": "1"}
 
 
 def answer_problems(api: FastAPI) -> None:
     """Give an application its error answers."""
     api.add_exception_handler(InputError, _bad_input)
+    api.add_exception_handler(BusyError, _busy)
     api.add_exception_handler(GemelError, _cannot_answer)
     api.add_exception_handler(RequestValidationError, _bad_parameters)
     api.add_exception_handler(HTTPException, _refused)
@@ -29,17 +30,22 @@ def answer_problems(api: FastAPI) -> None:
     api.add_exception_handler(Exception, _unexpected)
 
 
-def problem(status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def problem(request: Request, status: int, reason: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """One error answer."""
-    return JSONResponse({"error": reason}, status_code=status, headers=headers)
+    told = {"error": reason, "request_id": request_id(request)}
+    return JSONResponse(told, status_code=status, headers=headers)
 
 
 async def _bad_input(request: Request, error: Exception) -> JSONResponse:
-    return problem(400, str(error))
+    return problem(request, 400, str(error))
+
+
+async def _busy(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 429, str(error), RETRY_AFTER)
 
 
 async def _cannot_answer(request: Request, error: Exception) -> JSONResponse:
-    return problem(503, str(error), RETRY_AFTER)
+    return problem(request, 503, str(error), RETRY_AFTER)
 
 
 async def _bad_parameters(request: Request, error: Exception) -> JSONResponse:
@@ -47,7 +53,7 @@ async def _bad_parameters(request: Request, error: Exception) -> JSONResponse:
     reasons = [
         f"{'.'.join(map(str, found['loc']))}: {found['msg']}, got {found['input']!r}" for found in error.errors()
     ]
-    return problem(400, "; ".join(reasons))
+    return problem(request, 400, "; ".join(reasons))
 
 
 async def _refused(request: Request, error: Exception) -> JSONResponse:
@@ -55,14 +61,17 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     reason = error.detail
     if error.status_code == 404 and reason == "Not Found":
         reason = f"no such path {request.url.path}; / is the status page, /v2 and /v1/status the service"
-    return problem(error.status_code, reason, error.headers)
+    return problem(request, error.status_code, reason, error.headers)
 
 
 async def _gone(request: Request, error: Exception) -> JSONResponse:
     log.info("%s: the caller left before its request was whole", request.url.path)
-    return problem(400, "the request was not whole")
+    return problem(request, 400, "the request was not whole")
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    # Starlette raises the error again after this answer, so that the server logs it with its traceback.
-    return problem(500, f"an error of the service itself ({type(error).__name__}); its log says more")
+    # Starlette raises the error again after this answer, so that the server logs it with its traceback. The answer
+    # passes by all middleware, so that it has to name the request itself.
+    name = request_id(request)
+    reason = f"an error of the service itself ({type(error).__name__}); its log says more"
+    return problem(request, 500, reason, {HEADER: name} if name else None)

@@ -1,4 +1,4 @@
-"""The answer to one camera frame, in JSON."""
+"""The answers to camera frames, in JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AnswerReply = ClassifiedReply | DetectedReply
 
 
 class FrameReply(BaseModel):
-    """Answer to POST /v1/queries/{query}/frames. Not `fresh`: `answer` is an earlier frame's, `reason` says why."""
+    """Answer to one picture. Not `fresh`: `answer` is an earlier frame's, `reason` says why."""
 
     query: str
     frame: int
@@ -34,6 +34,14 @@ class FrameReply(BaseModel):
     latency_ms: float
     release: int
     answer: AnswerReply | None
+
+
+class FramesReply(BaseModel):
+    """Answer to several pictures in one request, in their order."""
+
+    query: str
+    release: int
+    frames: tuple[FrameReply, ...]
 
 
 def frame_reply(found: FrameAnswer, card: QueryCard) -> FrameReply:

@@ -1,7 +1,8 @@
-"""Open Inference Protocol v2 in JSON: its messages, and their way to frames and back from answers.
+"""Open Inference Protocol v2: its messages, and their way to frames and back from answers.
 
 The protocol: https://github.com/kserve/open-inference-protocol, `inference_rest.md`. One input, "image": UINT8,
-[H, W, 3] or [N, H, W, 3], RGB. Outputs of a classifier: "label" (BYTES, [N]) and "scores" (FP32, [N, classes]).
+[H, W, 3] or [N, H, W, 3], RGB; or BYTES, [N], each one a JPEG or PNG, which only binary data can carry (see
+binary.py). Outputs of a classifier: "label" (BYTES, [N]) and "scores" (FP32, [N, classes]).
 Outputs of a detector, M objects over all frames: "count" (INT32, [N]), "boxes" (FP32, [M, 4]: left, top, width, height
 in pixels), "labels" (BYTES, [M]) and "scores" (FP32, [M]).
 """
@@ -15,8 +16,9 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
+from gemel_ray.serving import binary
 from gemel_ray.serving.description import QueryCard
-from gemel_ray.serving.pictures import Image
+from gemel_ray.serving.pictures import Image, decode_all
 from gemel_ray.spec.answers import Answer, Classified, Detected, FrameAnswer
 from gemel_ray.spec.errors import FrameError, ServingError, nearest
 from gemel_ray.spec.strict import Strict, explain
@@ -26,7 +28,7 @@ Parameters = dict[str, Any]
 
 
 class RequestTensor(Strict):
-    """An input of a request; `data` is flat in row-major order, or nested."""
+    """An input of a request; `data` is flat in row-major order, or nested; without it, bytes follow the JSON."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,9 +73,10 @@ class ModelMetadata(BaseModel):
 
 
 class ResponseTensor(TensorForm):
-    """An output with its data, flat in row-major order."""
+    """An output with its data, flat in row-major order; without them when they follow the JSON as bytes."""
 
-    data: list[Any]
+    parameters: Parameters = Field(default_factory=dict)
+    data: list[Any] | None
 
 
 class InferResponse(BaseModel):
@@ -112,36 +115,64 @@ def _output_forms(card: QueryCard) -> tuple[TensorForm, ...]:
     )
 
 
-def parse_request(body: bytes) -> InferRequest:
-    """Check a body's form; FrameError names the field, the value and the fix."""
+def parse_request(body: bytes | memoryview) -> InferRequest:
+    """Check the form of a body's JSON; FrameError names the field, the value and the fix."""
     try:
-        return InferRequest.model_validate_json(body)
+        return InferRequest.model_validate_json(bytes(body))
     except ValidationError as error:
         raise FrameError(f"inference request:\n{explain(error, InferRequest)}") from error
 
 
 def check_outputs(request: InferRequest, card: QueryCard) -> None:
-    """Raise FrameError for an output that the query does not have."""
+    """Raise FrameError for an output that the query does not have, or one asked for in a senseless form."""
+    binary.flag(request.parameters, "binary_data_output")
     known = [form.name for form in _output_forms(card)]
     for output in request.outputs:
+        binary.flag(output.parameters, "binary_data")
         if output.name not in known:
             raise FrameError(f"query {card.name!r} has no output {output.name!r}; {nearest(output.name, known)}")
 
 
-def images_of(request: InferRequest, *, max_frames: int, max_pixels: int) -> list[Image]:
-    """The frames of a request; FrameError names what is wrong with its one tensor."""
+def images_of(request: InferRequest, behind: binary.Buffer = b"", *, max_frames: int, max_pixels: int) -> list[Image]:
+    """The frames of a request, `behind` what follows its JSON; FrameError names what is wrong with its one tensor."""
     tensor = request.inputs[0]
     if len(request.inputs) > 1 or tensor.name != INPUT:
         names = [given.name for given in request.inputs]
         raise FrameError(f"inputs are named {names}; send exactly one, named {INPUT!r}")
+    size = binary.size_of(INPUT, tensor.parameters)
+    binary.check_behind(size or 0, behind)
+    if size is not None and tensor.data is not None:
+        raise FrameError(f"input {INPUT!r} has both 'data' and {binary.SIZE!r}; send one of them")
+    if tensor.datatype == "BYTES":
+        return _pictures(tensor, None if size is None else behind, max_frames, max_pixels)
+    return _pixels(tensor, None if size is None else behind, max_frames, max_pixels)
+
+
+def _pictures(tensor: RequestTensor, data: binary.Buffer | None, max_frames: int, max_pixels: int) -> list[Image]:
+    if data is None:
+        raise FrameError(f"input {INPUT!r} of BYTES holds pictures, which JSON cannot; send it with {binary.SIZE!r}")
+    if len(tensor.shape) != 1 or tensor.shape[0] < 1:
+        raise FrameError(f"input {INPUT!r} of BYTES has shape {list(tensor.shape)}; send [N], one JPEG or PNG each")
+    _check_count(tensor.shape[0], max_frames)
+    return decode_all(binary.elements(INPUT, tensor.shape[0], data), max_pixels=max_pixels)
+
+
+def _pixels(tensor: RequestTensor, data: binary.Buffer | None, max_frames: int, max_pixels: int) -> list[Image]:
     if tensor.datatype != "UINT8":
-        raise FrameError(f"input {INPUT!r} has datatype {tensor.datatype!r}; send UINT8, 0 to 255, RGB")
+        raise FrameError(
+            f"input {INPUT!r} has datatype {tensor.datatype!r}; send UINT8, 0 to 255, RGB, or BYTES, JPEG or PNG"
+        )
     frames, height, width = _extent(tensor.shape)
-    if frames > max_frames:
-        raise FrameError(f"input {INPUT!r} holds {frames} frames; send at most {max_frames} in one request")
+    _check_count(frames, max_frames)
     if height * width > max_pixels:
         raise FrameError(f"input {INPUT!r} is {width} x {height} pixels; send at most {max_pixels} a frame")
-    return list(_values(tensor).reshape(frames, height, width, 3))
+    values = _values(tensor) if data is None else binary.numbers(INPUT, "UINT8", tensor.shape, data)
+    return list(values.reshape(frames, height, width, 3))
+
+
+def _check_count(frames: int, max_frames: int) -> None:
+    if frames > max_frames:
+        raise FrameError(f"input {INPUT!r} holds {frames} frames; send at most {max_frames} in one request")
 
 
 def _extent(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -153,7 +184,9 @@ def _extent(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _values(tensor: RequestTensor) -> Image:
     if tensor.data is None:
-        raise FrameError(f"input {INPUT!r} has no 'data'; binary tensors are not understood yet, send JSON numbers")
+        raise FrameError(
+            f"input {INPUT!r} has no 'data'; send JSON numbers, or bytes behind the JSON and {binary.SIZE!r}"
+        )
     try:
         values = np.asarray(tensor.data)
     except ValueError as error:
@@ -236,3 +269,28 @@ def _detections(answers: Sequence[Detected]) -> list[ResponseTensor]:
 
 def _tensor(name: str, datatype: str, shape: tuple[int, ...], data: list[Any]) -> ResponseTensor:
     return ResponseTensor(name=name, datatype=datatype, shape=shape, data=data)
+
+
+def packed(found: InferResponse, request: InferRequest) -> tuple[bytes, int | None]:
+    """An answer's body, and how much of it is JSON; None when all of it is. Checked by check_outputs.
+
+    Outputs for which binary data were asked follow the JSON, in the order in which the JSON names them.
+    """
+    by_default = binary.flag(request.parameters, "binary_data_output") or False
+    asked = {output.name: binary.flag(output.parameters, "binary_data") for output in request.outputs}
+    chosen = [by_default if asked.get(tensor.name) is None else bool(asked[tensor.name]) for tensor in found.outputs]
+    behind = [
+        binary.encoded(tensor.datatype, tensor.data or []) if is_binary else None
+        for tensor, is_binary in zip(found.outputs, chosen, strict=True)
+    ]
+    outputs = tuple(map(_told, found.outputs, behind))
+    head = found.model_copy(update={"outputs": outputs}).model_dump_json(exclude_none=True).encode()
+    if not any(chosen):
+        return head, None
+    return b"".join((head, *(data for data in behind if data is not None))), len(head)
+
+
+def _told(tensor: ResponseTensor, data: bytes | None) -> ResponseTensor:
+    if data is None:
+        return tensor
+    return tensor.model_copy(update={"parameters": {binary.SIZE: len(data)}, "data": None})

@@ -1,9 +1,14 @@
 """One engine for the room: a budget that holds some of the models, never all."""
 
 import asyncio
+import contextlib
+import socket
+import threading
+import time
 
 import httpx
 import pytest
+import uvicorn
 from tiny_release import publish_tiny_release
 
 from gemel_ray.engine.engine import Engine
@@ -66,6 +71,39 @@ def engine(start, tiny):
 @pytest.fixture(scope="session")
 def client(engine, tiny):
     return Client(build_api(EngineBackend(engine, tiny.manifest), LIMITS))
+
+
+@contextlib.contextmanager
+def serving(api):
+    """A real HTTP server at a free port of this machine: its URL."""
+    server = uvicorn.Server(uvicorn.Config(api, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            deadline = time.monotonic() + 60
+            while not server.started:
+                assert thread.is_alive()
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def url(engine, tiny):
+    """Where a real server answers over the room's engine."""
+    with serving(build_api(EngineBackend(engine, tiny.manifest), LIMITS)) as url:
+        yield url
+
+
+@pytest.fixture
+def server_of():
+    """Serve an application at an address of its own until the test ends."""
+    with contextlib.ExitStack() as servers:
+        yield lambda api: servers.enter_context(serving(api))
 
 
 @pytest.fixture(scope="session")

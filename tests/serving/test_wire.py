@@ -74,7 +74,7 @@ def test_one_frame_may_come_without_the_batch_axis():
         ({"data": [[0, 1, 2], [3, 4]]}, "nested unevenly"),
         ({"data": [[0, 1, 2], [3, 4, 5]]}, r"'data' has shape \[2, 3\]"),
         ({"data": []}, "holds 0 values"),
-        ({"data": None}, "no 'data'; binary tensors are not understood"),
+        ({"data": None}, "no 'data'; send JSON numbers, or bytes behind the JSON"),
     ],
 )
 def test_a_bad_tensor_is_refused_with_the_field_the_value_and_the_way_out(changes, told):
