@@ -108,3 +108,15 @@ def test_every_shipped_workload_loads_and_is_explained(path):
 
 def test_workloads_are_shipped():
     assert {path.name for path in SHIPPED} >= {"streets.yaml", "cameras.yaml", "torchvision.yaml"}
+
+
+def test_the_tables_in_the_readme_are_those_of_the_records():
+    result = run(sys.executable, "jobs/render_results.py", "--check")
+    assert result.returncode == 0, result.stderr
+
+
+def test_continuous_integration_runs_what_the_readme_says():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert sum(line.endswith("&& gemel demo") for line in lines) == 1
+    assert sum(line.endswith("&& tests/run.sh test") for line in lines) == 1
+    assert "grep -m 1 '&& tests/run.sh test$' README.md" in (ROOT / ".ci" / "run").read_text()
