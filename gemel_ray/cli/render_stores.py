@@ -1,15 +1,20 @@
-"""Tables of the commands that look into a store."""
+"""Tables and documents of the commands that look into a store and keep it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.table import Table
 
 from gemel_ray.cli.render import Document, percent, table
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
+
+if TYPE_CHECKING:
+    # Its file systems take a moment to load, and most commands do without.
+    from gemel_ray.weights.maintenance import Garbage
 
 
 def release_row(manifest: Manifest, *, head: int | None) -> dict[str, Any]:
@@ -62,3 +67,70 @@ def problems_table(problems: Sequence[Document]) -> None:
     for problem in problems:
         shown.add_row(problem["path"], problem["what"])
     Console().print(shown)
+
+
+def diff_tables(document: Document) -> None:
+    """Queries, layers that begin or cease to share, and what an edge box fetches."""
+    console = Console()
+    names = document["before"], document["after"]
+    shown = table(
+        f"From release {names[0]} to {names[1]}", "query", "state", "what", f"{names[0]}: agreement",
+        f"{names[1]}: agreement", "its lower bound", "its target",
+    )  # fmt: skip
+    for row in document["queries"]:
+        keys = ("agreement_before", "agreement_after", "lower_bound_after", "target_after")
+        shown.add_row(row["query"], row["state"], ", ".join(row["changed"]), *(percent(row[key]) for key in keys))
+    console.print(shown)
+    for key, title in (("share_now", "Layers that share now"), ("share_no_longer", "Layers that share no longer")):
+        if document[key]:
+            console.print(_sharing_table(title, document[key]))
+    before, after = document["bytes_before"], document["bytes_after"]
+    console.print(
+        f"Weights: {format_bytes(before)} before, {format_bytes(after)} after. An edge box that holds {names[0]} "
+        f"fetches {document['fetch_blobs']} blobs, {format_bytes(document['fetch_file_bytes'])}, and keeps "
+        f"{document['kept_blobs']}."
+    )
+
+
+def _sharing_table(title: str, rows: Sequence[Document]) -> Table:
+    shown = table(title, "layer", "members", "copies", "size")
+    for row in sorted(rows, key=lambda row: -row["layer_bytes"]):
+        copies = f"{row['copies_before']} → {row['copies_after']}"
+        shown.add_row(row["signature"], ", ".join(row["members"]), copies, format_bytes(row["layer_bytes"]))
+    return shown
+
+
+def reverted_tables(document: Document) -> None:
+    """The release that is HEAD now."""
+    manifest_tables(document)
+    Console().print(f"HEAD is release {document['release']} now; `gemel serve` and edge boxes take it from here on.")
+
+
+def garbage_document(garbage: Garbage, *, grace_hours: float, dry_run: bool) -> dict[str, Any]:
+    """What `gemel gc --json` prints; sizes in bytes of files."""
+    return {
+        "dry_run": dry_run,
+        "releases": list(garbage.releases),
+        "blobs": [entry.name for entry in garbage.blobs],
+        "leftovers": [entry.name for entry in garbage.leftovers],
+        "freed_bytes": garbage.freed_bytes,
+        "grace_hours": grace_hours,
+        "young_blobs": len(garbage.young),
+        "young_bytes": sum(entry.file_bytes for entry in garbage.young),
+    }
+
+
+def garbage_table(document: Document) -> None:
+    """What went, or would go, and what is spared for now."""
+    console = Console()
+    releases = ", ".join(map(str, document["releases"])) or "none"
+    console.print(
+        f"{'Would remove' if document['dry_run'] else 'Removed'}: releases: {releases}; {len(document['blobs'])} blobs "
+        f"and {len(document['leftovers'])} leftovers, {format_bytes(document['freed_bytes'])}."
+    )
+    if document["young_blobs"]:
+        console.print(
+            f"Spared: {document['young_blobs']} unused blobs ({format_bytes(document['young_bytes'])}) younger than "
+            f"{document['grace_hours']:g} h, since a search may be about to publish them. Where none is running, "
+            "--grace-hours 0 takes them too."
+        )

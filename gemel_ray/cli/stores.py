@@ -1,6 +1,9 @@
-"""Commands that look into a store."""
+"""Commands that look into a store and keep it."""
 
 from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
@@ -10,7 +13,7 @@ from gemel_ray.cli.common import AsJson, ReleaseNumber, StoreUri, show_result
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (releases, show, verify):
+    for command in (releases, show, diff, verify, revert, gc):
         app.command()(command)
 
 
@@ -51,3 +54,67 @@ def verify(store: StoreUri, as_json: AsJson = False) -> None:
     show_result(problems, as_json, render_stores.problems_table)
     if problems:
         raise typer.Exit(1)
+
+
+def diff(
+    store: StoreUri,
+    before: Annotated[int, typer.Argument(min=1, help="A release's number.", metavar="A")],
+    after: Annotated[int, typer.Argument(min=1, help="Another's.", metavar="B")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two releases: queries, sharing, accuracies, and what an edge box would fetch to go from A to B.
+
+    Example: gemel diff gemel-demo/store 1 3
+    """
+    from gemel_ray.weights.comparison import diff_releases
+    from gemel_ray.weights.store import open_store
+
+    opened = open_store(store)
+    found = diff_releases(opened.manifest(before), opened.manifest(after))
+    show_result(asdict(found), as_json, render_stores.diff_tables)
+
+
+def revert(
+    store: StoreUri,
+    to: Annotated[int | None, typer.Option(min=1, help="The release to go back to; HEAD's parent without it.")] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this query's original again, in a new release made from --to (else HEAD). Repeatable."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make HEAD an earlier release, or publish a new one in which some queries run their originals again.
+
+    Example: gemel revert gemel-demo/store --query main_2nd
+    """
+    from gemel_ray.weights.maintenance import revert_head, revert_queries
+    from gemel_ray.weights.store import open_store
+
+    opened = open_store(store)
+    manifest = revert_queries(opened, list(dict.fromkeys(query)), to) if query else revert_head(opened, to)
+    show_result(manifest.model_dump(mode="json"), as_json, render_stores.reverted_tables)
+
+
+def gc(
+    store: StoreUri,
+    keep: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also remove releases but the newest N, HEAD, their originals and running searches'."),
+    ] = None,
+    grace_hours: Annotated[
+        float,
+        typer.Option(min=0, help="Spare blobs younger than this: a search puts them before it publishes them."),
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove blobs that no release names and leftovers of interrupted writes; never HEAD's, nor the originals.
+
+    Example: gemel gc gemel-demo/store --keep 3 --dry-run
+    """
+    from gemel_ray.weights.maintenance import collect_garbage
+    from gemel_ray.weights.store import open_store
+
+    garbage = collect_garbage(open_store(store), keep=keep, grace_hours=grace_hours, dry_run=dry_run)
+    document = render_stores.garbage_document(garbage, grace_hours=grace_hours, dry_run=dry_run)
+    show_result(document, as_json, render_stores.garbage_table)

@@ -6,7 +6,9 @@ import contextlib
 import fcntl
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from pyarrow import fs
@@ -20,6 +22,15 @@ def absolute_uri(uri: str | Path) -> str:
     """The same place for processes that work in other folders."""
     text = str(uri)
     return text if "://" in text else str(Path(text).expanduser().absolute())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file: its name below the root, its size, and when it was written (seconds since 1970)."""
+
+    name: str
+    file_bytes: int
+    written_s: float
 
 
 class Files:
@@ -57,12 +68,26 @@ class Files:
         with self._told(name, "looked up"):
             return bool(self._system.get_file_info(self.locate(name)).type == fs.FileType.File)
 
+    def entries(self, folder: str) -> list[Entry]:
+        """All files below a folder, sorted by name; empty where there is no such folder."""
+        selector = fs.FileSelector(self.locate(folder).rstrip("/"), allow_not_found=True, recursive=True)
+        with self._told(folder, "listed"):
+            found = [self._entry(info) for info in self._system.get_file_info(selector) if info.is_file]
+        return sorted(found, key=lambda entry: entry.name)
+
     def names(self, folder: str) -> list[str]:
         """Paths of all files below a folder, relative to the root, sorted; empty where there is no such folder."""
-        selector = fs.FileSelector(self.locate(folder), allow_not_found=True, recursive=True)
-        with self._told(folder, "listed"):
-            found = [info.path for info in self._system.get_file_info(selector) if info.type == fs.FileType.File]
-        return sorted(path[len(self._root) + 1 :] for path in found)
+        return [entry.name for entry in self.entries(folder)]
+
+    def age_s(self, name: str) -> float:
+        """Seconds since a file was written; 0 where there is none, or where the file system does not say."""
+        with self._told(name, "looked up"):
+            info = self._system.get_file_info(self.locate(name))
+        return max(time.time() - self._entry(info).written_s, 0.0)
+
+    def _entry(self, info: fs.FileInfo) -> Entry:
+        written_s = time.time() if info.mtime_ns is None else info.mtime_ns / 1e9
+        return Entry(info.path[len(self._root) + 1 :], info.size or 0, written_s)
 
     def read(self, name: str) -> bytes | None:
         """A file's bytes, None where there is none."""
@@ -101,6 +126,26 @@ class Files:
                 return False
         _sync_folder(Path(self.locate(name)).parent)
         return True
+
+    def freshen(self, name: str) -> None:
+        """Make a file that is there count as just written."""
+        with self._told(name, "written"):
+            if self._local:
+                os.utime(self.locate(name))
+                return
+        # Other file systems stamp a file when it is written, and offer nothing less through pyarrow.
+        if (data := self.read(name)) is not None:
+            self.write(name, data)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete files, absent ones without a word; on a local disk they stay gone should the power fail next."""
+        folders = set()
+        for name in names:
+            with self._told(name, "deleted"), contextlib.suppress(FileNotFoundError):
+                self._system.delete_file(self.locate(name))
+                folders.add(Path(self.locate(name)).parent)
+        for folder in folders if self._local else ():
+            _sync_folder(folder)
 
     @contextlib.contextmanager
     def exclusively(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ blobs/sha256/ab/abcd....safetensors    written once, verified on read
 releases/000007.json                   one manifest each
 HEAD                                   replaced atomically, last of all
 searches/NAME.json                     what a search needs to be taken up again
+lineage.json                           parents of releases that `gemel gc` removed, so that roots are still found
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +24,16 @@ from pydantic import ValidationError
 from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, MissingReleaseError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
-from gemel_ray.weights.files import Files
+from gemel_ray.weights.files import Entry, Files
 
 _MANIFEST = re.compile(r"releases/(\d{6,})\.json")
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
 _STATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_log = logging.getLogger(__name__)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LINEAGE = "lineage.json"
+# A blob that is put again after so long counts as new, or `gemel gc` could take it before it is published.
+_FRESH_S = 3600.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +71,11 @@ class Store:
     def put_blob(self, data: bytes) -> str:
         """Store bytes under their SHA-256 and return it. A damaged leftover of that name is replaced."""
         sha = hashlib.sha256(data).hexdigest()
-        if self._files.read(_blob_name(sha)) != data:
-            self._files.write(_blob_name(sha), data)
+        name = _blob_name(sha)
+        if self._files.read(name) != data:
+            self._files.write(name, data)
+        elif self._files.age_s(name) > _FRESH_S:
+            self._files.freshen(name)
         return sha
 
     def has_blob(self, sha: str) -> bool:
@@ -132,13 +141,13 @@ class Store:
         Publishers on one local disk wait for each other, so that HEAD never goes back to an earlier one's release.
         Raises MissingBlobError, and publishes nothing, when a blob it names is absent.
         """
-        for sha in sorted(manifest.blobs):
-            if not self.has_blob(sha):
-                raise MissingBlobError(f"{self.locate_blob(sha)} is missing; put the blobs before the manifest")
         with self._files.exclusively():
+            for sha in sorted(manifest.blobs):
+                if not self.has_blob(sha):
+                    raise MissingBlobError(f"{self.locate_blob(sha)} is missing; put the blobs before the manifest")
             numbered = self._write_manifest(manifest)
             if head:
-                self.set_head(numbered.release)
+                self._write_head(numbered.release)
         _log.info(
             "published release %d of %s: %d bytes, %d unmerged",
             numbered.release, numbered.workload_name, numbered.bytes_after, numbered.bytes_before,
@@ -154,32 +163,83 @@ class Store:
 
     def set_head(self, release: int) -> None:
         """Make an existing release the one to serve."""
-        if not self._files.exists(_manifest_name(release)):
-            raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
+        with self._files.exclusively():
+            if not self._files.exists(_manifest_name(release)):
+                raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
+            self._write_head(release)
+
+    def _write_head(self, release: int) -> None:
         self._files.write("HEAD", f"{release}\n".encode())
+
+    def lineage(self, release: int) -> list[int]:
+        """The release, its parent, and so on to the root (the originals); ends early where a manifest was lost."""
+        removed, held, found = self._removed_parents(), self.releases(), [release]
+        while True:
+            parent = self.manifest(found[-1]).parent if found[-1] in held else removed.get(found[-1])
+            if parent is None or parent in found:
+                return found
+            found.append(parent)
+
+    def _removed_parents(self) -> dict[int, int | None]:
+        found = self._read_json(_LINEAGE, "remove it, and name releases with --to where a parent is gone")
+        return {int(number): parent for number, parent in (found or {}).items()}
 
     # searches
 
     def read_state(self, name: str) -> dict[str, Any] | None:
         """What a search wrote down last, None where there is nothing."""
-        data = self._files.read(_state_name(name))
-        if data is None:
-            return None
+        return self._read_json(_state_name(name), "remove it to start that search afresh")
+
+    def _read_json(self, name: str, way_out: str) -> dict[str, Any] | None:
+        data = self._files.read(name)
         try:
-            return dict(json.loads(data))
+            return None if data is None else dict(json.loads(data))
         except (TypeError, ValueError) as error:
-            path = self.locate(_state_name(name))
-            raise StoreError(f"{path} is damaged ({error}); remove it to start that search afresh") from error
+            raise StoreError(f"{self.locate(name)} is damaged ({error}); {way_out}") from error
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         """Write down what a search needs to be taken up again."""
         self._files.write(_state_name(name), json.dumps(state).encode())
 
+    def searches(self) -> list[str]:
+        """Names of all searches whose state the store holds."""
+        names = (Path(name) for name in self._files.names("searches"))
+        return [path.stem for path in names if path.suffix == ".json" and _STATE.fullmatch(path.stem)]
+
+    # maintenance
+
+    def exclusively(self) -> AbstractContextManager[None]:
+        """Keep publishers out meanwhile; on local disks only. Publishing inside would wait for itself."""
+        return self._files.exclusively()
+
+    def blobs(self) -> dict[str, Entry]:
+        """All blobs by name, and the files they are."""
+        found = ((_BLOB.fullmatch(entry.name), entry) for entry in self._files.entries("blobs"))
+        return {match[1]: entry for match, entry in found if match}
+
+    def leftovers(self) -> list[Entry]:
+        """Files that interrupted writes left, or that are being written at this moment."""
+        return [entry for entry in self._files.entries("") if Path(entry.name).name.startswith(".writing-")]
+
+    def remove_releases(self, releases: Iterable[int]) -> None:
+        """Delete manifests, after writing down their parents. Their blobs stay, and are used by them no more."""
+        numbers = list(releases)
+        parents = self._removed_parents() | {number: self.manifest(number).parent for number in numbers}
+        if numbers:
+            self._files.write(_LINEAGE, json.dumps(parents).encode())
+        self._files.delete(_manifest_name(number) for number in numbers)
+
+    def remove_files(self, entries: Iterable[Entry]) -> None:
+        """Delete blobs or leftovers."""
+        self._files.delete(entry.name for entry in entries)
+
     # verification
 
     def verify(self) -> list[Problem]:
         """Everything that is wrong with the store: damage, gaps, leftovers of interrupted writes."""
-        return [*self._verify_releases(), *self._verify_head(), *self._verify_blobs(), *self._leftovers()]
+        left = "left over from an interrupted write; safe to delete"
+        leftovers = [Problem(entry.name, left) for entry in self.leftovers()]
+        return [*self._verify_releases(), *self._verify_head(), *self._verify_blobs(), *leftovers]
 
     def unused_blobs(self) -> list[str]:
         """Blobs that no release names: tried by a search and not accepted, or not published yet. No damage.
@@ -187,7 +247,7 @@ class Store:
         Raises StoreError where a manifest cannot be read, since it may name any of them.
         """
         used = {sha for number in self.releases() for sha in self.manifest(number).blobs}
-        return [sha for sha in self._blobs() if sha not in used]
+        return [sha for sha in self.blobs() if sha not in used]
 
     def _verify_releases(self) -> list[Problem]:
         problems = []
@@ -197,11 +257,8 @@ class Store:
             except StoreError as error:
                 problems.append(Problem(_manifest_name(number), str(error)))
                 continue
-            problems += [
-                Problem(_blob_name(sha), f"missing, needed by release {number}")
-                for sha in blobs
-                if not self.has_blob(sha)
-            ]
+            lost = (sha for sha in blobs if not self.has_blob(sha))
+            problems += [Problem(_blob_name(sha), f"missing, needed by release {number}") for sha in lost]
         return problems
 
     def _verify_head(self) -> list[Problem]:
@@ -217,24 +274,12 @@ class Store:
 
     def _verify_blobs(self) -> list[Problem]:
         problems = []
-        for sha in self._blobs():
+        for sha in self.blobs():
             try:
                 self.read_blob(sha)
             except StoreError as error:
                 problems.append(Problem(_blob_name(sha), str(error)))
         return problems
-
-    def _blobs(self) -> list[str]:
-        matches = (_BLOB.fullmatch(name) for name in self._files.names("blobs"))
-        return [match[1] for match in matches if match]
-
-    def _leftovers(self) -> list[Problem]:
-        names = [name for folder in ("blobs", "releases", "searches") for name in self._files.names(folder)]
-        return [
-            Problem(name, "left over from an interrupted write; safe to delete")
-            for name in names
-            if Path(name).name.startswith(".writing-")
-        ]
 
 
 def _blob_name(sha: str) -> str:

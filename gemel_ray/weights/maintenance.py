@@ -1,0 +1,208 @@
+"""Keeping a store: going back to earlier weights, and removing what nothing needs any more."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import re
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from gemel_ray.spec.errors import InputError, MissingBlobError, MissingReleaseError, StoreError, nearest
+from gemel_ray.spec.layers import LayerRef
+from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.release import Manifest, Provenance, ReleasedQuery
+from gemel_ray.weights.files import Entry
+from gemel_ray.weights.store import Store
+
+# A search puts a candidate's blobs minutes before it publishes them; a day leaves room for what was interrupted.
+GRACE_HOURS = 24.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_log = logging.getLogger(__name__)
+
+
+def revert_head(store: Store, to: int | None = None) -> Manifest:
+    """Make a release HEAD, the parent of HEAD by default.
+
+    MissingReleaseError names the releases there are; MissingBlobError leaves HEAD where it is.
+    """
+    manifest = store.manifest(_parent_of_head(store) if to is None else to)
+    if lost := [sha for sha in sorted(manifest.blobs) if not store.has_blob(sha)]:
+        raise MissingBlobError(
+            f"{store.locate_blob(lost[0])} is missing, and release {manifest.release} needs it; HEAD stays. Restore it "
+            "from a copy of the store, or go back to another release (`gemel verify` lists all damage)"
+        )
+    store.set_head(manifest.release)
+    return manifest
+
+
+def _parent_of_head(store: Store) -> int:
+    head = store.manifest()
+    if head.parent is None:
+        why = f"HEAD is release {head.release}, which has no parent"
+    elif head.parent not in store.releases():
+        why = f"release {head.parent}, the parent of HEAD ({head.release}), was removed"
+    else:
+        return head.parent
+    raise MissingReleaseError(f"{store.locate()}: {why}; say --to with one of {store.releases()}")
+
+
+def revert_queries(store: Store, names: Collection[str], base: int | None = None) -> Manifest:
+    """Publish a release like `base` (HEAD by default) in which the named queries run their originals again.
+
+    The others keep their weights, also where they alone still use a once shared copy. Raises InputError for a query
+    that the release lacks or when all named ones run their originals already, and MissingReleaseError where the
+    release of the originals is gone.
+    """
+    manifest = store.manifest(base)
+    root = _root(store, manifest)
+    _check_revertible(manifest, root, names)
+    queries = manifest.queries | {name: _original(manifest.queries[name], root.queries[name]) for name in names}
+    used = {sha for released in queries.values() for sha in released.weights.values()}
+    blobs = {sha: info for sha, info in (manifest.blobs | root.blobs).items() if sha in used}
+    changed = {
+        "parent": manifest.release,
+        "queries": queries,
+        "merge_configuration": _without_queries(manifest.merge_configuration, names),
+        "blobs": blobs,
+        "bytes_after": sum(info.tensor_bytes for info in blobs.values()),
+        "provenance": _provenance(manifest, root, names),
+    }
+    return store.publish(Manifest.model_validate(dict(manifest) | changed))
+
+
+def _root(store: Store, manifest: Manifest) -> Manifest:
+    """The release of the originals that a release descends from."""
+    number = store.lineage(manifest.release)[-1]
+    if number in store.releases():
+        return store.manifest(number)
+    raise MissingReleaseError(
+        f"{store.locate()}: release {number}, from which release {manifest.release} descends, is gone, and the "
+        f"originals with it; it holds {store.releases()}. Restore it from a copy of the store, or search anew"
+    )
+
+
+def _check_revertible(manifest: Manifest, root: Manifest, names: Collection[str]) -> None:
+    for name in names:
+        if name not in manifest.queries or name not in root.queries:
+            lacking = root if name in manifest.queries else manifest
+            known = manifest.queries.keys() & root.queries.keys()
+            raise InputError(
+                f"--query {name!r}: release {lacking.release} has none of that name; {nearest(name, known)}"
+            )
+    if all(manifest.queries[name].weights == root.queries[name].weights for name in names):
+        already = f"runs its original in release {manifest.release} already"
+        raise InputError(f"--query {', '.join(names)}: {already}; nothing was published")
+
+
+def _original(released: ReleasedQuery, original: ReleasedQuery) -> ReleasedQuery:
+    return released.model_copy(update={"weights": original.weights, "accuracy": original.accuracy})
+
+
+def _without_queries(configuration: MergeConfiguration, names: Collection[str]) -> MergeConfiguration:
+    """The configuration without these queries' layers; what is left with one member shares nothing."""
+    left = (layer.among(_others(layer.members, names)) for layer in configuration.shared)
+    return MergeConfiguration(shared=tuple(layer for layer in left if layer))
+
+
+def _others(members: Iterable[LayerRef], names: Collection[str]) -> list[LayerRef]:
+    return [member for member in members if member.query not in names]
+
+
+def _provenance(base: Manifest, root: Manifest, names: Iterable[str]) -> Provenance:
+    reverted = ", ".join(names)
+    return Provenance(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=" ".join(sys.argv),
+        seed=base.provenance.seed,
+        versions={"gemel-ray": version("gemel-ray"), "python": platform.python_version()},
+        note=f"reverted to their originals: {reverted}",
+        trial={"reverted": reverted, "base": base.release, "originals": root.release},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """What nothing needs any more. `young` blobs are unused too, and are spared until the grace period is over."""
+
+    releases: tuple[int, ...]
+    blobs: tuple[Entry, ...]
+    leftovers: tuple[Entry, ...]
+    young: tuple[Entry, ...]
+
+    @property
+    def freed_bytes(self) -> int:
+        """Bytes of the blobs and leftovers that go."""
+        return sum(entry.file_bytes for entry in (*self.blobs, *self.leftovers))
+
+
+def collect_garbage(
+    store: Store, *, keep: int | None = None, grace_hours: float = GRACE_HOURS, dry_run: bool = False
+) -> Garbage:
+    """Remove blobs that no release names and leftovers of interrupted writes, both older than the grace period.
+
+    With `keep`, releases go as well, except for the newest so many, HEAD, those that an unfinished search goes on
+    from, and the originals of all these. Blobs that an unfinished search has yet to publish stay. Publishers on a
+    local disk wait meanwhile; on other file systems the grace period alone protects what they have put. Raises
+    StoreError, and removes nothing, where a manifest or a search's state cannot be read.
+    """
+    if grace_hours < 0 or (keep is not None and keep < 1):
+        raise InputError(f"keep {keep}, grace {grace_hours} hours: keep at least 1 release, and 0 hours or more")
+    if dry_run:
+        return _find_garbage(store, keep, grace_hours)
+    with store.exclusively():
+        garbage = _find_garbage(store, keep, grace_hours)
+        # Killed in between, this leaves blobs without a manifest, which the next run finds; never the reverse.
+        store.remove_releases(garbage.releases)
+        store.remove_files((*garbage.blobs, *garbage.leftovers))
+    _log.info(
+        "removed %d releases, %d blobs and %d leftovers, %d bytes",
+        len(garbage.releases), len(garbage.blobs), len(garbage.leftovers), garbage.freed_bytes,
+    )  # fmt: skip
+    return garbage
+
+
+def _find_garbage(store: Store, keep: int | None, grace_hours: float) -> Garbage:
+    # Files before manifests: what is put and published in between is not among the files.
+    blobs, leftovers = store.blobs(), store.leftovers()
+    try:
+        searches = {name: store.read_state(name) or {} for name in store.searches()}
+        releases = {number: store.manifest(number) for number in store.releases()}
+        kept = set(releases) if keep is None else _kept(store, releases, searches, keep)
+    except StoreError as error:
+        raise StoreError(f"nothing was removed, since not all that may be needed can be read: {error}") from error
+    used = {sha for number in kept for sha in releases[number].blobs}
+    used |= {sha for state in searches.values() for sha in _SHA256.findall(json.dumps(state))}
+    until_s = time.time() - 3600 * grace_hours
+    unused = [entry for sha, entry in blobs.items() if sha not in used]
+    return Garbage(
+        releases=tuple(number for number in releases if number not in kept),
+        blobs=tuple(entry for entry in unused if entry.written_s <= until_s),
+        leftovers=tuple(entry for entry in leftovers if entry.written_s <= until_s),
+        young=tuple(entry for entry in unused if entry.written_s > until_s),
+    )
+
+
+def _kept(store: Store, releases: dict[int, Manifest], searches: dict[str, dict[str, Any]], keep: int) -> set[int]:
+    """The releases that stay."""
+    wanted = {store.manifest().release, *sorted(releases)[-keep:]}
+    for name, state in searches.items():
+        wanted |= set(_awaited(name, state, releases))
+    roots = {store.lineage(number)[-1] for number in wanted & releases.keys()}
+    return (wanted | roots) & releases.keys()
+
+
+def _awaited(name: str, state: dict[str, Any], releases: dict[int, Manifest]) -> Iterator[int]:
+    """The releases that an unfinished search goes on from."""
+    parts = state.get("states", [])
+    if any(part.get("round") for part in parts):
+        yield from (part["release"] for part in parts)
+        yield state["root"]
+        own = [number for number, found in releases.items() if found.provenance.trial.get("search") == name]
+        yield from own[-1:]
