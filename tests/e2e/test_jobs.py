@@ -13,28 +13,13 @@ from pathlib import Path
 
 import pytest
 from newcomer import gemel_environment
+from tiny_workload import TINY_WORKLOAD
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 300
 NOT_UP_YET = ("Failed to connect", "No available agent")
-WORKLOAD = """
-name: tiny
-defaults: {accuracy_target: 0.7, fps: 10}
-feeds:
-  a: {kind: streets, seed: 0, frames: 300}
-  b: {kind: streets, seed: 1, frames: 300}
-queries:
-  - name: a_cars
-    feed: a
-    model: &model
-      architecture: squeezenet1_1
-      classes: [background, vehicle]
-      input_size: 32
-      weights: originals/a_cars.safetensors
-  - {name: b_cars, feed: b, model: {<<: *model, weights: originals/b_cars.safetensors}}
-"""
 
 
 def free_port():
@@ -82,7 +67,7 @@ def submit(cluster, *arguments):
 
 
 def test_a_search_submitted_as_a_job_leaves_a_release(cluster, tmp_path, gemel):
-    (tmp_path / "workload.yaml").write_text(WORKLOAD)
+    (tmp_path / "workload.yaml").write_text(TINY_WORKLOAD)
     gemel(tmp_path, "originals", "workload.yaml", "--steps", "40", "--parallel", "1", "--json")
     workload, store = tmp_path / "workload.yaml", tmp_path / "store"
     done = submit(cluster, str(workload), "--store", str(store), "--steps", "20", "--trials", "4", "--gate-margin", "1")
@@ -92,7 +77,7 @@ def test_a_search_submitted_as_a_job_leaves_a_release(cluster, tmp_path, gemel):
 
 
 def test_a_job_with_a_bad_workload_fails_with_the_reason_in_its_log(cluster, tmp_path):
-    (tmp_path / "workload.yaml").write_text(WORKLOAD.replace("seed: 1", "sed: 1"))
+    (tmp_path / "workload.yaml").write_text(TINY_WORKLOAD.replace("seed: 1", "sed: 1"))
     done = submit(cluster, str(tmp_path / "workload.yaml"), "--store", str(tmp_path / "store"))
     assert "failed" in done.stdout
     assert "sed: unknown key; did you mean 'seed'?" in done.stdout

@@ -10,25 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tiny_workload import TINY_WORKLOAD
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-
-WORKLOAD = """
-name: tiny
-defaults: {accuracy_target: 0.7, fps: 10}
-feeds:
-  a: {kind: streets, seed: 0, frames: 300}
-  b: {kind: streets, seed: 1, frames: 300}
-queries:
-  - name: a_cars
-    feed: a
-    model: &model
-      architecture: squeezenet1_1
-      classes: [background, vehicle]
-      input_size: 32
-      weights: originals/a_cars.safetensors
-  - {name: b_cars, feed: b, model: {<<: *model, weights: originals/b_cars.safetensors}}
-"""
 
 
 def gemel(folder, *arguments):
@@ -48,7 +32,7 @@ def finished(process):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
-    (folder / "workload.yaml").write_text(WORKLOAD)
+    (folder / "workload.yaml").write_text(TINY_WORKLOAD)
     rows = json.loads(finished(gemel(folder, "originals", "workload.yaml", "--steps", "40", "--json")))
     assert [row["cached"] for row in rows] == [False, False]
     return folder
