@@ -134,3 +134,12 @@ def garbage_table(document: Document) -> None:
             f"{document['grace_hours']:g} h, since a search may be about to publish them. Where none is running, "
             "--grace-hours 0 takes them too."
         )
+
+
+def exported_line(document: Document) -> None:
+    """What was written, and how to use it."""
+    file = f"{document['file']} ({document['format']}, {format_bytes(document['file_bytes'])})"
+    Console().print(
+        f"{file}: {document['architecture']} of query {document['query']}, release {document['release']}. It takes "
+        f"{document['takes']} and answers for {', '.join(document['classes'])}."
+    )

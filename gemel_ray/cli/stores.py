@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gemel_ray.cli import render_stores
-from gemel_ray.cli.common import AsJson, ReleaseNumber, StoreUri, show_result
+from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, show_result
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (releases, show, diff, verify, revert, gc):
+    for command in (releases, show, diff, verify, revert, gc, export):
         app.command()(command)
 
 
@@ -118,3 +119,27 @@ def gc(
     garbage = collect_garbage(open_store(store), keep=keep, grace_hours=grace_hours, dry_run=dry_run)
     document = render_stores.garbage_document(garbage, grace_hours=grace_hours, dry_run=dry_run)
     show_result(document, as_json, render_stores.garbage_table)
+
+
+def export(
+    store: StoreUri,
+    query: Annotated[str, typer.Argument(help="The query whose model to write.", metavar="QUERY")],
+    out: Annotated[Path, typer.Option(help="The file; its ending tells the format: .safetensors, .pt, .pt2, .onnx.")],
+    format: Annotated[
+        str | None, typer.Option(help="safetensors or torch (a state dict), exported (torch.export) or onnx.")
+    ] = None,
+    release: ReleaseNumber = None,
+    as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
+) -> None:
+    """Write one merged model to a file of its own, checked against the release's before it is put in place.
+
+    Example: gemel export gemel-demo/store main_2nd --out main_2nd.safetensors
+    """
+    from gemel_ray.vision.exporting import export_query
+    from gemel_ray.weights.store import open_store
+
+    found = export_query(
+        open_store(store), query, out, format=format, release=release, allow_factories=allow_factories  # type: ignore[arg-type]
+    )  # fmt: skip
+    show_result(asdict(found), as_json, render_stores.exported_line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -179,7 +179,9 @@ class Files:
         """A synced temporary file beside the final name, gone afterwards unless it was moved."""
         folder = Path(self.locate(name)).parent
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, path = tempfile.mkstemp(dir=folder, prefix=".writing-")
+        path = str(folder / f".writing-{secrets.token_hex(8)}")
+        # Readable for whom the user's umask says, unlike what tempfile makes: an edge box may run as somebody else.
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
