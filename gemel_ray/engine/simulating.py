@@ -46,7 +46,7 @@ def simulate_store(uri: str, options: SimulationOptions) -> list[dict[str, Any]]
     Raises InputError for what is wrong with the options, StoreError for a store without that release.
     """
     manifest = open_store(uri).manifest(options.release)
-    profile = _profile(manifest, options)
+    profile = read_profile(manifest, options.profile, options.rates)
     models = models_of(manifest)
     policies = [name.strip() for name in options.policy.split(",")] if options.policy else list(POLICIES)
     return [
@@ -79,20 +79,24 @@ def _row(
     }
 
 
-def _profile(manifest: Manifest, options: SimulationOptions) -> DeviceProfile:
-    if (options.profile is None) == (options.rates is None):
+def read_profile(manifest: Manifest, profile: Path | None, rates: str | None) -> DeviceProfile:
+    """A profile that was measured, from its file, or one that is estimated for a device of known rates.
+
+    Raises InputError unless exactly one of them is given, for a file that is no profile, and for unknown rates.
+    """
+    if (profile is None) == (rates is None):
         raise InputError("give either --profile (from `gemel profile STORE --out FILE`) or --rates (a device's name)")
-    if options.rates is not None:
+    if rates is not None:
         costs = {name: model_cost(released.query.model) for name, released in manifest.queries.items()}
-        return estimate_profile(find_rates(options.rates), costs)
-    assert options.profile is not None, "checked above"
+        return estimate_profile(find_rates(rates), costs)
+    assert profile is not None, "checked above"
     try:
-        return DeviceProfile.model_validate_json(options.profile.read_text(encoding="utf-8"))
+        return DeviceProfile.model_validate_json(profile.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"--profile {options.profile}: cannot be read ({error.strerror})") from error
+        raise InputError(f"--profile {profile}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
         raise InputError(
-            f"--profile {options.profile}: is no profile; make one with `gemel profile STORE --out FILE`:\n"
+            f"--profile {profile}: is no profile; make one with `gemel profile STORE --out FILE`:\n"
             f"{explain(error, DeviceProfile)}"
         ) from error
 
