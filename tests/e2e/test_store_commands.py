@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from tiny_release import CLASSES, noise, publish_tiny_release
 
-from gemel_ray.cli.doctor import examine
 from gemel_ray.spec.errors import CorruptBlobError, InputError, ModelError
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import ReleasedQuery
@@ -265,50 +263,3 @@ def test_export_by_command_says_what_the_model_takes(fixed, tmp_path, gemel):
     told = gemel(tmp_path, "export", fixed[0].locate(), "north_people", "--out", "m.safetensors", "--json")
     assert told["takes"].startswith("float32 N x 3 x 32 x 32")
     assert (tmp_path / told["file"]).stat().st_size == told["file_bytes"]
-
-
-# doctor
-
-
-@pytest.fixture
-def taken():
-    """A port of this machine that something listens at."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        yield listening.getsockname()[1]
-
-
-def by_check(findings):
-    return {finding.check: finding for finding in findings}
-
-
-def test_a_doctor_that_finds_a_problem_says_the_way_out_and_fails(fixed, tmp_path, gemel, taken):
-    found = gemel(tmp_path, "doctor", "--store", fixed[0].locate(), "--port", taken, "--json", code=1)
-    problems = [finding for finding in found if finding["state"] == "problem"]
-    assert [(finding["check"], f"{taken}: " in finding["found"]) for finding in problems] == [("port", True)]
-    assert "gemel serve --port" in problems[0]["remedy"]
-    assert {finding["check"] for finding in found} >= {"python", "packages", "torch", "ray", "memory", "disk", "store"}
-
-
-def test_only_what_must_be_mended_has_a_remedy():
-    for finding in examine():
-        assert (finding.state == "ok") == (finding.remedy == ""), finding
-
-
-def test_a_cluster_that_answers_and_one_that_does_not_are_told_apart(monkeypatch, taken):
-    monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{taken}")
-    assert by_check(examine())["RAY_ADDRESS"].state == "ok"
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    gone = by_check(examine())["RAY_ADDRESS"]
-    assert (gone.state, "unset RAY_ADDRESS" in gone.remedy) == ("problem", True)
-
-
-def test_a_store_that_cannot_be_opened_is_a_problem():
-    assert by_check(examine("nosuch://x"))["store"].state == "problem"
-
-
-def test_a_store_that_is_yet_to_be_made_is_none(tmp_path):
-    found = by_check(examine(str(tmp_path / "new" / "store")))
-    assert (found["store"].state, found["disk"].found.endswith(str(tmp_path))) == ("ok", True)
-    assert os.listdir(tmp_path) == []
