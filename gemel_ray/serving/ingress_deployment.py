@@ -11,6 +11,7 @@ from gemel_ray.serving.backend import Limits
 from gemel_ray.serving.handle_backend import HandleBackend
 from gemel_ray.serving.ingress import build_api
 from gemel_ray.serving.options import ServeOptions
+from gemel_ray.serving.tokens import Guard, read_tokens
 
 
 def engine_name(node: str) -> str:
@@ -19,13 +20,25 @@ def engine_name(node: str) -> str:
 
 
 def ingress_builder(options: ServeOptions) -> Callable[[], FastAPI]:
-    """What serve.ingress calls in the ingress process, where Serve knows the application that it is part of."""
-    limits = Limits(max_body_bytes=options.max_body, request_timeout_s=options.request_timeout_s)
+    """What serve.ingress calls in the ingress process, where Serve knows the application that it is part of.
+
+    Tokens are read here, where the application is built; only their hashes reach the ingress. InputError for a source
+    that cannot be read.
+    """
+    limits = Limits(
+        max_body_bytes=options.max_body,
+        request_timeout_s=options.request_timeout_s,
+        max_in_flight=options.max_in_flight,
+    )
+    tokens, allow_anonymous = read_tokens(options.tokens), options.allow_anonymous
     nodes = [node.name for node in options.nodes]
 
     def ingress() -> FastAPI:
         app_name = serve.get_replica_context().app_name
         engines = {node: serve.get_deployment_handle(engine_name(node), app_name) for node in nodes}
-        return build_api(HandleBackend(engines, timeout_s=limits.request_timeout_s), limits)
+        guard = Guard(tokens, allow_anonymous=allow_anonymous)
+        backend = HandleBackend(engines, timeout_s=limits.request_timeout_s)
+        # Serve's proxy names every request and puts the name on the answer itself.
+        return build_api(backend, limits, guard, echo_request_ids=False)
 
     return ingress

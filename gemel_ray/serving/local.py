@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from gemel_ray.serving.app import application
 from gemel_ray.serving.ingress_deployment import engine_name
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
 from gemel_ray.serving.releases import pull_release
+from gemel_ray.serving.tokens import Role, TokenSource, check_host, read_tokens
 from gemel_ray.spec.errors import InputError, ServingError, nearest
 from gemel_ray.spec.units import parse_bytes
 from gemel_ray.spec.workload import Workload
@@ -50,14 +51,26 @@ def serve_release(
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str = _APP,
+    tokens: Mapping[Role, TokenSource] | None = None,
+    allow_anonymous: bool = False,
 ) -> Iterator[Service]:
     """Serve a release until the block ends; Ray and Serve are started where they do not run, and only then ended.
 
     Where Serve runs already, its own host and port stay. Raises StoreError for a store that holds no such release,
-    OverBudgetError for a query that fits no node, ServingError when the port is taken or an engine does not start.
+    OverBudgetError for a query that fits no node, ServingError when the port is taken or an engine does not start,
+    InputError for tokens that cannot be read, and for a host that others can reach without any.
     """
-    given = {"store": str(store), "release": release, "nodes": list(nodes), "allow_factories": allow_factories}
+    given = {
+        "store": str(store),
+        "release": release,
+        "nodes": list(nodes),
+        "allow_factories": allow_factories,
+        "tokens": dict(tokens or {}),
+        "allow_anonymous": allow_anonymous,
+    }
     options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
+    check_host(host, has_tokens=bool(options.tokens), allow_anonymous=allow_anonymous)
+    read_tokens(options.tokens)
     _check_release(options)
     with _ray() as is_ours, serve_session(host, port, shut_down=not is_ours) as address:
         try:

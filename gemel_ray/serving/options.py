@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from gemel_ray.serving.tokens import Role, TokenSource, without_tokens
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.strict import Strict, explain
 from gemel_ray.spec.units import MIB, ByteSize
@@ -47,12 +48,23 @@ class ServeOptions(Strict):
     # No answer within this time is an error; it also ends the wait for an engine that is lost.
     request_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
     max_body: ByteSize = 64 * MIB
+    # Requests with frames that may be under way at once; more are answered with 429.
+    max_in_flight: Annotated[int, Field(gt=0, le=192)] = 128
+    # Who may call, by role; without tokens, callers of this machine only, unless everybody is let in.
+    tokens: Annotated[dict[Role, TokenSource], BeforeValidator(without_tokens)] = Field(default_factory=dict)
+    allow_anonymous: bool = False
 
     @model_validator(mode="after")
     def _one_engine_a_name(self) -> ServeOptions:
         names = [node.name for node in self.nodes]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"nodes repeat: {repeated}; give each node its own name")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_or_everybody(self) -> ServeOptions:
+        if self.tokens and self.allow_anonymous:
+            raise ValueError("both 'tokens' and 'allow_anonymous: true' are given; choose one")
         return self
 
 

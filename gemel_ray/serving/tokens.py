@@ -37,8 +37,17 @@ class TokenSource(Strict):
     @model_validator(mode="after")
     def _one_of_both(self) -> TokenSource:
         if (self.file is None) == (self.env is None):
-            raise ValueError("name either a 'file' or an environment variable as 'env', such as {env: GEMEL_TOKEN}")
+            raise ValueError(
+                "name either a 'file' or an environment variable as 'env', such as {env: GEMEL_TOKEN}, never a token"
+            )
         return self
+
+
+def without_tokens(given: object) -> object:
+    """Sources as they were written, without what may be a token itself: errors quote what is wrong, logs keep it."""
+    if not isinstance(given, Mapping):
+        return {"infer": {}}
+    return {role: source if isinstance(source, Mapping | TokenSource) else {} for role, source in given.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +155,15 @@ def _check_local(request: Request) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether an address, or 'localhost', is this machine's own and reachable from it alone."""
+    if host == "localhost":
+        return True
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return False
+    # An IPv6 socket tells callers over IPv4 by such addresses.
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def check_host(host: str, *, has_tokens: bool, allow_anonymous: bool) -> None:
