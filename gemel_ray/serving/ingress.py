@@ -11,7 +11,7 @@ from gemel_ray import serving
 from gemel_ray.serving.admission import Slots
 from gemel_ray.serving.backend import Backend, Limits
 from gemel_ray.serving.cameras import Cameras
-from gemel_ray.serving.metrics import CONTENT_TYPE, AnswerMetrics
+from gemel_ray.serving.metrics import CONTENT_TYPE, AnswerMetrics, Load
 from gemel_ray.serving.observing import ObservedBackend
 from gemel_ray.serving.problems import answer_problems
 from gemel_ray.serving.protocol import InferenceProtocol
@@ -39,13 +39,14 @@ def build_api(
     answer_problems(api)
     api.add_middleware(RequestIds, is_echoed=echo_request_ids)
     slots, results = Slots(limits.max_in_flight, "requests"), Results()
-    metrics = AnswerMetrics(lambda: slots.taken, lambda: slots.refused, lambda: results.listeners)
+    metrics = AnswerMetrics()
     observed = ObservedBackend(backend, metrics, results)
     api.include_router(InferenceProtocol(observed, limits, guard, slots).router())
     api.include_router(Cameras(observed, limits, guard, slots, results).router())
 
     async def scrape() -> Response:
-        return Response(metrics.text(await backend.status()), media_type=CONTENT_TYPE)
+        load = Load(slots.taken, slots.refused, results.listeners)
+        return Response(metrics.text(await backend.status(), load), media_type=CONTENT_TYPE)
 
     api.add_api_route("/metrics", scrape, methods=["GET"], dependencies=[Depends(guard.needs("read"))])
     api.add_api_route("/", _page, methods=["GET"], response_class=HTMLResponse)

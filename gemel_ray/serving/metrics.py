@@ -7,9 +7,10 @@ shares are ratios from 0 to 1, as Prometheus wants them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TypeVar
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -52,10 +53,25 @@ _QUERY_COUNTERS: dict[str, tuple[str, Callable[[QueryReply], Number]]] = {
 }
 
 
-class AnswerMetrics:
-    """Counts answers as they leave this process; `requests` tells how many are under way."""
+@dataclass(frozen=True, slots=True)
+class Load(Collector):
+    """What this process has to do right now; `refused` since it started."""
 
-    def __init__(self, requests: Callable[[], int], refused: Callable[[], int], listeners: Callable[[], int]) -> None:
+    in_flight: int
+    refused: int
+    listeners: int
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        yield GaugeMetricFamily("gemel_requests_in_flight", "Requests with frames under way", value=self.in_flight)
+        yield CounterMetricFamily("gemel_requests_refused", "Requests beyond, answered with 429", value=self.refused)
+        yield GaugeMetricFamily("gemel_result_listeners", "Open streams of results", value=self.listeners)
+
+
+class AnswerMetrics:
+    """Counts answers as they leave this process."""
+
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         labels, registry = ["query"], self._registry
         self._late = Counter(
@@ -67,12 +83,6 @@ class AnswerMetrics:
         self._latency = Histogram(
             "gemel_answer_latency_seconds", "Arrival to answer", labels, buckets=_LATENCIES_S, registry=registry
         )
-        for name, told, value in (
-            ("gemel_requests_in_flight", "Requests with frames that are under way", requests),
-            ("gemel_requests_refused", "Requests answered with 429 since the ingress started", refused),
-            ("gemel_result_listeners", "Open streams of results", listeners),
-        ):
-            Gauge(name, told, registry=registry).set_function(value)
 
     def expect(self, queries: Iterable[str]) -> None:
         """Show queries from the start: a counter that appears with its first event hides that event from rate()."""
@@ -91,17 +101,30 @@ class AnswerMetrics:
         if found.latency_ms > slo_ms:
             self._late.labels(found.query).inc()
 
-    def text(self, status: ServiceStatus) -> bytes:
+    def text(self, status: ServiceStatus, load: Load) -> bytes:
         """Everything, in the text format; CONTENT_TYPE is its type."""
         self.expect(query.name for query in status.queries)
-        nodes = CollectorRegistry()
-        nodes.register(_Status(status))
-        return generate_latest(nodes) + generate_latest(self._registry)
+        now = CollectorRegistry()
+        for collector in (_Status(status), load, _Counted(self._registry)):
+            now.register(collector)
+        return generate_latest(now)
 
 
 def _kind_of(reason: str) -> str:
     """A reason as one of few words: labels must not hold free text."""
     return {"too late": "late", "newer frame": "replaced"}.get(reason, "failed")
+
+
+class _Counted(Collector):
+    """A registry without the time at which each counter was made, which would double the number of families."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 class _Status(Collector):
