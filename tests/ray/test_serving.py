@@ -1,29 +1,35 @@
 """Serving on real Ray Serve, over real HTTP, with a budget that holds only some of the models."""
 
 import io
+import json
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from PIL import Image
 from ray.serve.context import _get_global_client
 from tiny_release import CLASSES, CLASSIFIERS, noise, publish_tiny_release
 
 from gemel_ray.serving.local import check_port, serve_release
 from gemel_ray.serving.options import NodeOptions
-from gemel_ray.spec.errors import OverBudgetError, ServingError, StoreError
+from gemel_ray.serving.tokens import TokenSource
+from gemel_ray.spec.errors import InputError, OverBudgetError, ServingError, StoreError
 
 pytestmark = pytest.mark.ray
 
 JPEG = {"content-type": "image/jpeg"}
 # Long enough for a machine that is busy with other things.
 PATIENCE_S = 120
+ADMIN, READ = "admin-" + "a" * 32, "read-" + "r" * 32
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +40,20 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def service(ray_session, tiny, tmp_path_factory):
     node = NodeOptions(memory=int(0.8 * tiny.manifest.bytes_after), device="cpu", threads=1)
-    with serve_release(tiny.store, nodes=[node], cache=tmp_path_factory.mktemp("cache"), port=free_port()) as service:
-        yield service
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "read-token").write_text(READ + "\n")
+    tokens = {"admin": TokenSource(env="GEMEL_TEST_TOKEN"), "read": TokenSource(file=str(folder / "read-token"))}
+    with pytest.MonkeyPatch.context() as patch:
+        # Known here alone: Ray's workers are running already, and are told hashes only.
+        patch.setenv("GEMEL_TEST_TOKEN", ADMIN)
+        with serve_release(tiny.store, nodes=[node], cache=folder, port=free_port(), tokens=tokens) as service:
+            yield service
 
 
 @pytest.fixture
 def client(service):
-    with httpx.Client(base_url=service.url, timeout=PATIENCE_S) as client:
+    headers = {"Authorization": f"Bearer {ADMIN}"}
+    with httpx.Client(base_url=service.url, timeout=PATIENCE_S, headers=headers) as client:
         yield client
 
 
@@ -74,10 +87,14 @@ def assert_like_direct(tiny, query, data, reply):
     assert [found["answer"]["scores"][name] for name in CLASSES] == pytest.approx(wanted.scores, abs=1e-5)
 
 
-def engine_pid():
+def pid_of(deployment):
     application = _get_global_client().get_serve_details()["applications"]["gemel"]
-    (replica,) = application["deployments"]["engine-local"]["replicas"]
+    (replica,) = application["deployments"][deployment]["replicas"]
     return replica["pid"]
+
+
+def engine_pid():
+    return pid_of("engine-local")
 
 
 @pytest.mark.parametrize("query", CLASSIFIERS)
@@ -153,7 +170,8 @@ def test_callers_who_leave_early_do_no_harm(client, service, tiny):
     data = encoded(noise(0), "jpeg")
     address = (client.base_url.host, client.base_url.port)
     line = "POST /v1/queries/north_cars/frames HTTP/1.1"
-    head = f"{line}\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+    token = f"Authorization: Bearer {ADMIN}"
+    head = f"{line}\r\nHost: x\r\n{token}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
     for sent in (data[:100], data):
         for _ in range(5):
             with socket.create_connection(address) as caller:
@@ -172,6 +190,61 @@ def test_recorded_frames_are_replayed_inside_the_engine(service, tiny):
     for answer in found:
         (wanted,) = tiny.direct(answer.query, [streams[answer.query][answer.frame]])
         assert answer.answer.scores == pytest.approx(wanted.scores, abs=1e-5)
+
+
+def test_callers_without_a_token_learn_nothing_but_health(service):
+    refused = httpx.get(f"{service.url}/v1/status", timeout=PATIENCE_S)
+    assert (refused.status_code, refused.headers["www-authenticate"]) == (401, 'Bearer realm="gemel_ray"')
+    assert httpx.get(f"{service.url}/v2/health/ready", timeout=PATIENCE_S).json() == {"ready": True}
+
+
+def test_a_role_is_kept_to_what_is_its_own(service):
+    headers = {"Authorization": f"Bearer {READ}"}
+    assert httpx.get(f"{service.url}/v1/status", headers=headers, timeout=PATIENCE_S).status_code == 200
+    url = f"{service.url}/v1/queries/north_cars/frames"
+    assert httpx.post(url, headers=headers, content=b"", timeout=PATIENCE_S).status_code == 403
+
+
+def test_nvidia_s_client_gets_binary_answers_like_direct_forward_passes(service, tiny):
+    frames = np.stack([noise(seed) for seed in range(3)])
+    tensor = triton.InferInput("image", list(frames.shape), "UINT8").set_data_from_numpy(frames)
+    with triton.InferenceServerClient(service.url.removeprefix("http://")) as client:
+        found = client.infer("north_people", [tensor], headers={"Authorization": f"Bearer {ADMIN}"})
+    wanted = tiny.direct("north_people", list(frames))
+    assert [label.decode() for label in found.as_numpy("label")] == [answer.label for answer in wanted]
+    assert found.as_numpy("scores") == pytest.approx(np.array([answer.scores for answer in wanted]), abs=1e-5)
+
+
+def test_results_are_streamed_through_serve_until_the_listener_leaves(client):
+    with client.stream("GET", "/v1/queries/north_cars/results") as reply:
+        lines = reply.iter_lines()
+        assert next(lines) == ": listening"
+        given = ask(client, "north_cars", encoded(noise(0), "jpeg")).json()
+        told = next(line for line in lines if line.startswith("data: "))
+        assert json.loads(told.removeprefix("data: ")) == given
+        assert metric(client, "gemel_result_listeners") == 1
+    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
+    while metric(client, "gemel_result_listeners") > 0:
+        assert time.monotonic() < deadline
+        pause.wait(0.05)
+
+
+def metric(client, name):
+    return float(re.search(rf"^{name} (\S+)$", client.get("/metrics").text, re.MULTILINE)[1])
+
+
+@pytest.mark.parametrize("headers", [{"X-Request-ID": "camera-7"}, {}], ids=["named", "nameless"])
+def test_a_request_has_one_name_on_its_answer_and_in_its_error(client, headers):
+    reply = client.get("/v9", headers=headers)
+    (name,) = reply.headers.get_list("x-request-id")
+    assert name == reply.json()["request_id"]
+    assert headers.get("X-Request-ID", name) == name
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc to look into a process")
+def test_the_ingress_process_does_not_hold_torch(service):
+    assert "libtorch" in Path(f"/proc/{engine_pid()}/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{pid_of('ingress')}/maps").read_text()
 
 
 def test_the_status_page_is_served(client):
@@ -198,6 +271,14 @@ def test_a_port_that_is_taken_is_told(service):
     url = httpx.URL(service.url)
     with pytest.raises(ServingError, match=f"127.0.0.1:{url.port} cannot be used"):
         check_port("127.0.0.1", url.port)
+
+
+def test_a_public_host_without_tokens_is_refused_before_anything_starts(tiny, tmp_path):
+    with (
+        pytest.raises(InputError, match=r"host '0\.0\.0\.0' can be reached from other machines"),
+        serve_release(tiny.store, nodes=[NodeOptions(memory="64MiB")], cache=tmp_path, host="0.0.0.0"),
+    ):
+        pass
 
 
 def test_a_missing_store_is_told_with_its_whole_path(ray_session, tmp_path, monkeypatch):
