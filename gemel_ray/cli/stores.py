@@ -86,6 +86,8 @@ def revert(
 ) -> None:
     """Make HEAD an earlier release, or publish a new one in which some queries run their originals again.
 
+    A search that is still running makes its next improvement HEAD: end it first.
+
     Example: gemel revert gemel-demo/store --query main_2nd
     """
     from gemel_ray.weights.maintenance import revert_head, revert_queries
@@ -110,6 +112,8 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove blobs that no release names and leftovers of interrupted writes; never HEAD's, nor the originals.
+
+    Searches may run meanwhile. On object stores, which know no locks, the grace period alone protects what they put.
 
     Example: gemel gc gemel-demo/store --keep 3 --dry-run
     """

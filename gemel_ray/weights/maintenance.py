@@ -23,6 +23,8 @@ from gemel_ray.weights.store import Store
 
 # A search puts a candidate's blobs minutes before it publishes them; a day leaves room for what was interrupted.
 GRACE_HOURS = 24.0
+# A leftover younger than this may be a file that somebody is writing at this moment.
+_WRITING_HOURS = 1.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
@@ -145,7 +147,7 @@ class Garbage:
 def collect_garbage(
     store: Store, *, keep: int | None = None, grace_hours: float = GRACE_HOURS, dry_run: bool = False
 ) -> Garbage:
-    """Remove blobs that no release names and leftovers of interrupted writes, both older than the grace period.
+    """Remove blobs that no release names and leftovers of interrupted writes, older than the grace period.
 
     With `keep`, releases go as well, except for the newest so many, HEAD, those that an unfinished search goes on
     from, and the originals of all these. Blobs that an unfinished search has yet to publish stay. Publishers on a
@@ -180,11 +182,12 @@ def _find_garbage(store: Store, keep: int | None, grace_hours: float) -> Garbage
     used = {sha for number in kept for sha in releases[number].blobs}
     used |= {sha for state in searches.values() for sha in _SHA256.findall(json.dumps(state))}
     until_s = time.time() - 3600 * grace_hours
+    written_until_s = min(until_s, time.time() - 3600 * _WRITING_HOURS)
     unused = [entry for sha, entry in blobs.items() if sha not in used]
     return Garbage(
         releases=tuple(number for number in releases if number not in kept),
         blobs=tuple(entry for entry in unused if entry.written_s <= until_s),
-        leftovers=tuple(entry for entry in leftovers if entry.written_s <= until_s),
+        leftovers=tuple(entry for entry in leftovers if entry.written_s <= written_until_s),
         young=tuple(entry for entry in unused if entry.written_s > until_s),
     )
 

@@ -221,7 +221,8 @@ def test_a_collector_killed_at_any_step_leaves_a_whole_store_and_the_next_one_en
     assert family.head() == 5
     assert family.lineage(5) == [5, 4, 3, 2, 1]
     assert all("safe to delete" in problem.what for problem in family.verify())
-    collect_garbage(family, keep=1, grace_hours=0)
+    grow_old(family)
+    collect_garbage(family, keep=1)
     assert family.releases() == [1, 5]
     assert (family.unused_blobs(), family.verify()) == ([], [])
     assert family.manifest().queries["boxes"].weights == family.manifest(1).queries["boxes"].weights
@@ -230,12 +231,39 @@ def test_a_collector_killed_at_any_step_leaves_a_whole_store_and_the_next_one_en
 def test_releases_published_while_garbage_is_removed_are_whole(store):
     publish(store)
     command = [sys.executable, str(HERE / "publisher.py"), store.locate(), "30", "meanwhile"]
-    publisher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     removed = 0
-    while publisher.poll() is None:
-        removed += len(collect_garbage(store, keep=1).releases)
-    assert publisher.returncode == 0, publisher.stderr.read()
-    publisher.stderr.close()
+    with subprocess.Popen(command) as publisher:
+        while publisher.poll() is None:
+            removed += len(collect_garbage(store, keep=1).releases)
+    assert publisher.returncode == 0
     assert removed > 0
     assert store.verify() == []
     assert store.read_blob(next(iter(store.manifest().blobs))) == b"meanwhile 29"
+
+
+HASTY_PUBLISHER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from weights_kit import publish
+from gemel_ray.spec.errors import MissingBlobError
+from gemel_ray.weights.store import open_store
+published = 0
+while published < 60:
+    try:
+        publish(open_store(sys.argv[1]), f"hasty {published}".encode())
+        published += 1
+    except MissingBlobError:
+        pass
+"""
+
+
+def test_without_any_grace_a_publisher_is_refused_and_never_left_with_a_broken_release(store):
+    publish(store)
+    removed = 0
+    with subprocess.Popen([sys.executable, "-c", HASTY_PUBLISHER, store.locate(), str(HERE)]) as publisher:
+        while publisher.poll() is None:
+            removed += len(collect_garbage(store, keep=1, grace_hours=0).blobs)
+            assert store.has_blob(next(iter(store.manifest().blobs)))
+    assert publisher.returncode == 0
+    assert removed > 0
+    assert store.verify() == []
