@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from gemel_ray.spec.units import format_bytes
 if TYPE_CHECKING:
     # Its file systems take a moment to load, and most commands do without.
     from gemel_ray.weights.maintenance import Garbage
+
+
+_MOST_LAYERS = 8
 
 
 def release_row(manifest: Manifest, *, head: int | None) -> dict[str, Any]:
@@ -87,16 +91,22 @@ def diff_tables(document: Document) -> None:
     before, after = document["bytes_before"], document["bytes_after"]
     console.print(
         f"Weights: {format_bytes(before)} before, {format_bytes(after)} after. An edge box that holds {names[0]} "
-        f"fetches {document['fetch_blobs']} blobs, {format_bytes(document['fetch_file_bytes'])}, and keeps "
+        f"fetches {format_bytes(document['fetch_file_bytes'])} in {document['fetch_blobs']} blobs, and has the other "
         f"{document['kept_blobs']}."
     )
 
 
 def _sharing_table(title: str, rows: Sequence[Document]) -> Table:
-    shown = table(title, "layer", "members", "copies", "size")
-    for row in sorted(rows, key=lambda row: -row["layer_bytes"]):
+    """The heaviest layers, by how many bytes their copies weigh less or more."""
+    heaviest = sorted(rows, key=lambda row: -row["layer_bytes"] * abs(row["copies_before"] - row["copies_after"]))
+    shown = table(title, "layer", "of queries", "copies", "one copy's size")
+    for row in heaviest[:_MOST_LAYERS]:
+        counts = Counter(member.partition(":")[0] for member in row["members"])
+        queries = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
         copies = f"{row['copies_before']} → {row['copies_after']}"
-        shown.add_row(row["signature"], ", ".join(row["members"]), copies, format_bytes(row["layer_bytes"]))
+        shown.add_row(row["signature"], queries, copies, format_bytes(row["layer_bytes"]))
+    if (more := len(rows) - _MOST_LAYERS) > 0:
+        shown.caption = f"and {more} lighter ones (--json lists all)"
     return shown
 
 
