@@ -293,3 +293,4 @@ def test_the_page_is_complete_in_itself(client):
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert reply.text == resources.files("gemel_ray.serving").joinpath("page.html").read_text()
     assert re.findall(r"https?://|@import|src\s*=|innerHTML", reply.text) == []
+    assert re.findall(r"localStorage|document.cookie", reply.text) == [], "a token must not outlive its tab"

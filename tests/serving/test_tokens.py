@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import re
+from importlib import resources
 
 import httpx
 import pytest
@@ -222,3 +224,14 @@ def test_a_public_host_needs_tokens_or_the_word_that_none_are_wanted(host, has_t
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost", "::ffff:127.0.0.1"])
 def test_this_machine_s_own_addresses_need_neither(host):
     check_host(host, has_tokens=False, allow_anonymous=False)
+
+
+def test_the_readme_tells_the_roles_of_every_endpoint():
+    readme = resources.files("gemel_ray.serving").joinpath("README.md").read_text()
+    rows = re.findall(r"^\| `(GET|POST) (\S+?)`.*? \| ([a-z, ]+) \|", readme, re.MULTILINE)
+    told = {(method, re.sub(r"\[.*?\]", "", path)): set(roles.split(", ")) for method, path, roles in rows}
+    names = {INFER: "infer", READ: "read"}
+    for method, path, may in CLOSED:
+        if "/versions/" not in path and not path.endswith("/ready"):
+            wanted = {names[token] for token in may - {ADMIN}}
+            assert told[method, path.replace("north_cars", "{query}")] == wanted
