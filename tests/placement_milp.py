@@ -87,7 +87,7 @@ def _node(program, fleet, node, worst, held):
     load = {on[query]: fleet.costs[node][query].load for query in here}
     most_mib = sum(held.values()) + max((fleet.costs[node][query].workspace_bytes for query in here), default=0) / MIB
     for query in here:
-        per_mib = MIB / fleet.load_bytes_per_ms[node] / fleet.costs[node][query].patience_ms
+        per_mib = MIB / fleet.swap_bytes_per_ms[node] / fleet.costs[node][query].patience_ms
         # Lifted for queries that are elsewhere.
         lifted = sum(load.values()) + per_mib * max(most_mib - fleet.nodes[node].memory_bytes / MIB, 0.0)
         row = {worst: 1.0, over: -per_mib} | {place: -value for place, value in load.items()}

@@ -109,8 +109,9 @@ def _warnings(document: Document) -> list[str]:
             )
         if row["overloaded"]:
             found.append(
-                f"{row['node']}: asked for {_percent(row['pressure'])} of its time ({_percent(row['load_fraction'])} "
-                "to compute), so frames will be dropped; add a node, or lower frame rates"
+                f"{row['node']}: computing ({_percent(row['load_fraction'])} of its time) and swapping ask for "
+                f"{row['pressure']:.2f} times what it can do in time, so frames will be dropped; add a node, or lower "
+                "frame rates"
             )
     return found
 

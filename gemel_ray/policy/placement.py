@@ -3,6 +3,10 @@
 Hardest first, greedily, under several limits on how busy a node may get; then local search. What is expected of a node
 is estimated, see policy.fleet: its weights may exceed its memory, and are swapped, and its queries may ask for more
 than its device's time, and lose frames; both are told, neither is refused.
+
+Gap to the exact solution (HiGHS) on 50 generated fleets of 10 queries and 3 nodes: none, in the worst query's goodput
+and in bytes alike, where dealing in turn is 28 % off on average and 62 % at most (jobs/bench_placement.py). For large
+fleets no optimum is known.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from gemel_ray.policy.fleet import EPSILON, Fleet, fleet_of
+from gemel_ray.policy.fleet import EPSILON, USABLE_FRACTION, Fleet, fleet_of
 from gemel_ray.policy.planning import ServedQuery
 from gemel_ray.policy.relocation import Draft, gather, go_home, relieve
 from gemel_ray.spec.errors import InputError, nearest
@@ -24,11 +28,14 @@ log = logging.getLogger(__name__)
 
 Profiles = DeviceProfile | Mapping[str, DeviceProfile]
 # Limits tried between what no placement can undercut and what a first one reached.
-_HALVINGS = 3
+_HALVINGS = 2
 # Rebuildings of a few nodes, and exchanges looked at in all of them: most of what a small fleet takes, little of what a
 # large one does. Counted rather than timed, so that every machine finds the same placement.
-_RUINS = 60
-_MOST_TRIED_IN_RUINS = 30_000
+_RUINS = 150
+_MOST_TRIED_IN_RUINS = 10_000
+# What runs is moved until the worst node's pressure is within this factor of what moving on would reach: the last few
+# percent take most of the moves.
+_CONTENT = 1.03
 
 
 def place(
@@ -43,8 +50,8 @@ def place(
     """A node for every query. `profiles` is one for all nodes, or by node name. Deterministic for a seed.
 
     With `current`, query to node, a query leaves a node that is still there only if that raises the worst query's
-    expected goodput: bytes spared are no reason to move what runs. Without it the placement is never worse than
-    `deal_in_turn`.
+    expected goodput, and no more of them than gain most of it: bytes spared are no reason to move what runs. Without it
+    the placement is never worse than `deal_in_turn`.
 
     Raises OverBudgetError that names every query which fits no node, even alone, and what it lacks; ServingError for a
     profile without a query, InputError for no nodes, two of one name, or one without a profile.
@@ -101,8 +108,11 @@ def _around(fleet: Fleet, homes: Mapping[int, int]) -> Draft:
     _greedily(draft, _hardest_first(fleet, homeless), limit=max(draft.worst, 1.0))
     relieve(draft, homeless)
     gather(draft, homeless, limit=max(draft.worst, 1.0))
-    relieve(draft, range(len(fleet.queries)))
-    go_home(draft, homes, limit=max(draft.worst, 1.0))
+    thorough = draft.copy()
+    relieve(thorough, range(len(fleet.queries)))
+    limit = max(thorough.worst * _CONTENT, 1.0)
+    relieve(draft, range(len(fleet.queries)), limit=limit)
+    go_home(draft, homes, limit=max(draft.worst, limit))
     return draft
 
 
@@ -137,7 +147,7 @@ def _rebuilt(draft: Draft, rng: random.Random) -> Draft:
     homeless = [query for query, node in draft.node_of.items() if node in ruined]
     for query in homeless:
         draft.remove(query)
-    order = sorted(homeless, key=lambda query: _hardness(fleet, query) * rng.uniform(0.5, 1), reverse=True)
+    order = sorted(homeless, key=lambda query: _hardness(fleet, query) * rng.uniform(0.1, 1), reverse=True)
     _greedily(draft, order, limit=max(draft.worst, rng.choice((1.0, busiest.pressure)), 1.0))
     relieve(draft, range(len(fleet.queries)))
     gather(draft, homeless, limit=max(draft.worst, 1.0))
@@ -235,7 +245,7 @@ def placement_of(draft: Draft, current: Mapping[str, str]) -> Placement:
             shared_bytes=(shared_bytes := box.shared_bytes()),
             private_bytes=box.weights_bytes - shared_bytes,
             workspace_bytes=box.workspace_bytes,
-            load_fraction=box.load,
+            load_fraction=box.load * USABLE_FRACTION,
             pressure=box.pressure,
         )
         for node, box in zip(fleet.nodes, draft.boxes, strict=True)
@@ -251,7 +261,7 @@ def _placed(draft: Draft, query: int, current: Mapping[str, str]) -> PlacedQuery
         node=fleet.nodes[box.node].name,
         weights_bytes=fleet.own_bytes[query],
         workspace_bytes=cost.workspace_bytes,
-        load_fraction=cost.load,
+        load_fraction=cost.load * USABLE_FRACTION,
         goodput_fraction=fleet.goodput(query, box.node, box.over_bytes, box.load),
         reason=_reason(draft, query, current),
     )

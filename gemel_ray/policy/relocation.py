@@ -10,10 +10,12 @@ from operator import itemgetter
 
 from gemel_ray.policy.fleet import EPSILON, Box, Fleet
 
-# Steps for each query, and exchanges looked at in all; counted rather than timed, so that every machine finds the same.
+# Steps of relief for each query, sweeps over all queries to spare bytes, exchanges looked at in all, and nodes tried
+# for a swap by a query that would rather be there; counted rather than timed, so that every machine finds the same.
 _STEPS_PER_QUERY = 20
+_SWEEPS = 5
 _MOST_TRIED = 1_500_000
-_SWAPPED_WITH = 4
+_SWAPPED_WITH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +140,9 @@ def gather(draft: Draft, movable: Collection[int], *, limit: float) -> None:
     """Spare bytes without any node's pressure rising above the limit.
 
     Where none are spared at once, queries go where more have weights in common with them, since a weight is spared
-    only once its last user has left. Ends, as bytes fall or else that kinship grows.
+    only once its last user has left. Bytes fall, or else that kinship grows, so that no placement comes twice.
     """
-    for _ in range(_STEPS_PER_QUERY):
+    for _ in range(_SWEEPS):
         changed = False
         for query in sorted(movable):
             if draft.is_spent():

@@ -46,9 +46,9 @@ class PlacedNode:
     private_bytes: int
     # The largest of its queries', since one of them computes at a time.
     workspace_bytes: int
-    # Share of the device's time that all frames take; above 1, some are not answered.
+    # Share of the device's time that computing every frame takes.
     load_fraction: float
-    # The same with the time that swapping takes; see policy.fleet.
+    # What computing and swapping ask for, by what can be done in time; above 1, frames are lost. See policy.fleet.
     pressure: float
 
     @property
@@ -68,7 +68,7 @@ class PlacedNode:
 
     @property
     def is_overloaded(self) -> bool:
-        """Whether computing and swapping ask for more than the device's time."""
+        """Whether computing and swapping ask for more than the device can do in time."""
         return self.pressure > 1 + _TOLERANCE
 
 

@@ -16,9 +16,8 @@ from gemel_ray.spec.placement import NodeCapacity, Placement
 
 
 def score(placement):
-    """More is better; rounding noise left out."""
-    on_time = [query.goodput_fraction for query in placement.queries if "within its SLO" not in query.reason]
-    return round(min(on_time, default=1.0), 6), placement.spared_bytes
+    """More is better: how busy the worst node is, of no account below 1, then bytes spared."""
+    return -round(max(1.0, *(node.pressure for node in placement.nodes), 0.0), 8), placement.spared_bytes
 
 
 def uniform(count, nodes, *, load, size=10, memory_bytes=1000):
@@ -30,7 +29,7 @@ def uniform(count, nodes, *, load, size=10, memory_bytes=1000):
     return Case(queries, weights, boxes, {box.name: one for box in boxes})
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(cases())
 def test_every_query_is_on_one_node_and_every_weight_is_counted_once_there(case):
     placement = case.placed()
@@ -46,7 +45,7 @@ def test_every_query_is_on_one_node_and_every_weight_is_counted_once_there(case)
         assert node.free_bytes - node.over_bytes == node.memory_bytes - node.weights_bytes - node.workspace_bytes
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(cases())
 def test_it_is_never_worse_than_dealing_in_turn(case):
     dealt = deal_in_turn(*case.arguments)
@@ -60,7 +59,7 @@ def test_the_same_fleet_is_placed_the_same_way(case, seed):
     assert case.placed(seed=seed) == case.placed(seed=seed)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases())
 def test_goodput_falls_as_one_over_what_is_asked_of_a_node(case):
     placement = case.placed()
@@ -72,12 +71,12 @@ def test_goodput_falls_as_one_over_what_is_asked_of_a_node(case):
         if patience_ms <= 0:
             assert query.goodput_fraction == 0
             continue
-        pressure = node.load_fraction + node.over_bytes / device.load_bytes_per_ms / patience_ms
+        pressure = (node.load_fraction + 1.15 * node.over_bytes / device.load_bytes_per_ms / patience_ms) / 0.85
         assert query.goodput_fraction == pytest.approx(min(1, 1 / pressure) if pressure else 1)
         assert pressure <= node.pressure + 1e-6
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases(most_nodes=4))
 def test_a_placement_that_is_there_already_is_kept_unless_the_worst_query_gains(case):
     first = case.placed()
@@ -86,7 +85,7 @@ def test_a_placement_that_is_there_already_is_kept_unless_the_worst_query_gains(
     assert again.moved == tuple(name for name, node in again.node_of.items() if node != first.node_of[name])
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(cases(), st.data())
 def test_no_query_moves_that_could_as_well_have_stayed(case, data):
     current = {name: data.draw(st.sampled_from(case.nodes)).name for name in case.queries}
@@ -106,8 +105,8 @@ def test_no_query_moves_that_could_as_well_have_stayed(case, data):
 @settings(max_examples=40)
 @given(st.integers(2, 5), st.integers(4, 14), st.data())
 def test_when_a_node_goes_only_its_queries_move_where_there_is_room(nodes, count, data):
-    # Half of what the others can compute, no query above half a node: on the emptiest one there is always room.
-    case = uniform(count, nodes, load=0.5 * (nodes - 1) / count, memory_bytes=10 * count)
+    # Less than half of what the others can compute, no query above that: on the emptiest one there is always room.
+    case = uniform(count, nodes, load=0.4 * (nodes - 1) / count, memory_bytes=10 * count)
     first = case.placed()
     gone = data.draw(st.sampled_from([node.name for node in case.nodes]))
     after = case.without(gone).placed(current=first.node_of)
@@ -124,8 +123,8 @@ def test_when_a_node_comes_to_an_overloaded_fleet_just_enough_queries_move():
     relieved = case.placed(current=crowded.node_of)
     assert [len(node.queries) for node in relieved.nodes] == [4, 4, 4]
     assert len(relieved.moved) == 4
-    assert relieved.worst_goodput_fraction == pytest.approx(1 / 1.6)
-    assert crowded.worst_goodput_fraction == pytest.approx(1 / 2.4)
+    assert relieved.worst_goodput_fraction == pytest.approx(0.85 / 1.6)
+    assert crowded.worst_goodput_fraction == pytest.approx(0.85 / 2.4)
 
 
 def test_queries_that_share_weights_come_together():

@@ -24,7 +24,7 @@ def test_the_program_finds_what_is_seen_at_a_glance():
     # Two families of two; apart they fit, mixed they need a copy more.
     queries = {name: ServedQuery((name[0],), 10.0, 1000.0) for name in ("a1", "b1", "a2", "b2")}
     nodes = [NodeCapacity("n0", 40), NodeCapacity("n1", 40)]
-    device = profile(dict.fromkeys(queries, (60.0, 0)))
+    device = profile(dict.fromkeys(queries, (51.0, 0)))
     case = Case(queries, {"a": 30, "b": 20}, nodes, dict.fromkeys(("n0", "n1"), device))
     assert best_placement(*case.arguments) == (pytest.approx(1.2), 50)
     assert measured(case.placed()) == (pytest.approx(1.2), 50)
