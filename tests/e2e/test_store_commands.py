@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from tiny_release import CLASSES, noise, publish_tiny_release
 
 from gemel_ray.spec.errors import CorruptBlobError, InputError, ModelError
-from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.layers import LayerRef
+from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.release import ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.binding import layer_tensors
 from gemel_ray.vision.exporting import export_query
 from gemel_ray.vision.models import build_model
 from gemel_ray.vision.tasks import task_for
@@ -145,6 +147,26 @@ def test_an_exported_state_dict_makes_a_plain_model_answer_as_the_merged_one(fix
     assert torch.equal(answers(plain, spec), answers(merged[query], spec))
     assert (found.file_bytes, found.release, found.classes) == (out.stat().st_size, 2, CLASSES)
     assert os.listdir(tmp_path) == [out.name]
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt"])
+def test_a_layer_that_repeats_within_one_model_is_exported_at_each_of_its_places(kept, tmp_path, ending):
+    store, originals, _ = kept
+    model, paths = originals["south_cars"], ("features.3.expand3x3", "features.4.expand3x3")
+    model.get_submodule(paths[1]).load_state_dict(model.get_submodule(paths[0]).state_dict())
+    members = tuple(LayerRef("south_cars", path) for path in paths)
+    repeated = MergeConfiguration(shared=(SharedLayer(signature="3x3", layer_bytes=36_864, members=members),))
+    names = layer_tensors({"south_cars": model}, repeated)
+    weights, blobs = store_models(store, {"south_cars": model.state_dict()}, repeated, names)
+    former = store.manifest(2)
+    queries = {"south_cars": former.queries["south_cars"].model_copy(update={"weights": weights["south_cars"]})}
+    held = {"bytes_after": sum(info.tensor_bytes for info in blobs.values()), "merge_configuration": repeated}
+    store.publish(former.model_copy(update={"queries": queries, "blobs": blobs} | held))
+    out = tmp_path / f"model.{ending}"
+    export_query(store, "south_cars", out)
+    state = load_file(out) if ending == "safetensors" else torch.load(out, weights_only=True)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert len(state) == len(model.state_dict())
 
 
 def test_an_exported_program_takes_batches_of_any_size(fixed, tmp_path):
