@@ -18,9 +18,11 @@ _NUMBERS = (
 def table(title: str, *columns: str) -> Table:
     """An empty table with these columns; numbers stand to the right."""
     found = Table(title=title, title_justify="left", title_style="bold")
-    for place, column in enumerate(columns):
+    for column in columns:
         numeric = column.endswith(_NUMBERS)
-        found.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=place == 0)
+        found.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=column in ("query", "policy")
+        )
     return found
 
 
