@@ -27,7 +27,7 @@ from gemel_ray.policy.search import SearchSettings
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.spec.workload import Workload, load_workload
-from gemel_ray.training.data import QueryData, read_query_data, with_teacher
+from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.releases import publish_candidate, publish_originals
 from gemel_ray.training.trial import Trial
 from gemel_ray.vision.checkpoints import load_weights
@@ -105,10 +105,7 @@ def bench(options: argparse.Namespace) -> dict[str, Any]:
     models = {query.name: build_model(query.model) for query in workload.queries}
     for query in workload.queries:
         load_weights(models[query.name], query.model)
-    data = {
-        query.name: with_teacher(read_query_data(query, workload.feeds[query.feed]), models[query.name])
-        for query in workload.queries
-    }
+    data = {name: with_teacher(part, models[name]) for name, part in read_workload_data(workload).items()}
     analysis = analyze(workload)
     bound = analysis.shareable_bytes / analysis.total_bytes
     print(f"sharing across models saves at most {100 * bound:.1f} % of all bytes")

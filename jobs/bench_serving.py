@@ -28,6 +28,7 @@ from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes, parse_bytes
 from gemel_ray.spec.workload import load_workload
+from gemel_ray.training.data import read_workload_data
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.store import Store, open_store
 
@@ -126,7 +127,7 @@ def main() -> None:
     options = parse()
     workload = load_workload(options.folder / "workload.yaml")
     options.memory = options.memory or workload.nodes[0].memory
-    recordings = record(workload, seconds=options.seconds)
+    recordings = record(read_workload_data(workload), seconds=options.seconds)
     store = open_store(options.folder / "store")
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
         profiles, rows = bench(store, recordings, options, LocalCache(store, folder))

@@ -10,8 +10,8 @@ import numpy as np
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.serving.local import Service
 from gemel_ray.spec.answers import Answer, FrameAnswer
-from gemel_ray.spec.workload import Query, Workload
-from gemel_ray.training.data import read_query_data, run_model
+from gemel_ray.spec.workload import Query
+from gemel_ray.training.data import QueryData, run_model
 from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.seen import end_to_end_accuracy
@@ -40,13 +40,13 @@ class Played:
     peak_bytes: int
 
 
-def record(workload: Workload, *, seconds: float) -> dict[str, Recording]:
+def record(data: Mapping[str, QueryData], *, seconds: float) -> dict[str, Recording]:
     """Frames of every feed's gate split, as many as fill that time, and the originals' answers to them."""
-    return {query.name: _recording(query, workload, seconds) for query in workload.queries}
+    return {name: _recording(part, seconds) for name, part in data.items()}
 
 
-def _recording(query: Query, workload: Workload, seconds: float) -> Recording:
-    data = read_query_data(query, workload.feeds[query.feed])
+def _recording(data: QueryData, seconds: float) -> Recording:
+    query = data.query
     frames = list(data.splits["gate"].images)[: round(seconds * query.fps)]
     model = build_model(query.model)
     load_weights(model, query.model)

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from gemel_ray.serving.options import NodeOptions
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
 from gemel_ray.spec.workload import Workload, load_workload
+from gemel_ray.training.data import QueryData, read_workload_data
 from gemel_ray.training.fleet import Original, train_fleet
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.weights.store import Store, open_store
@@ -58,7 +59,7 @@ class _Effort:
     play_seconds: float
 
 
-_QUICK = _Effort(original_steps=180, trial_steps=90, trials=4, play_seconds=6)
+_QUICK = _Effort(original_steps=150, trial_steps=75, trials=4, play_seconds=4)
 _FULL = _Effort(original_steps=180, trial_steps=120, trials=6, play_seconds=15)
 _REAL = _Effort(original_steps=200, trial_steps=200, trials=16, play_seconds=20)
 
@@ -75,6 +76,7 @@ def run_demo(options: DemoOptions, report: Report) -> dict[str, Any]:
 
     workload, path = _workload(options, tell)
     effort = _REAL if options.video else _QUICK if options.quick else _FULL
+    data = read_workload_data(workload, needs_labels=True)
     originals = train_fleet(
         workload,
         options.folder / ORIGINALS,
@@ -82,15 +84,16 @@ def run_demo(options: DemoOptions, report: Report) -> dict[str, Any]:
         seed=options.seed,
         family=True,
         parallel=options.parallel,
+        data=data,
         report=tell,
     )
     store = open_store(options.folder / "store", create=True)
     # Ray's workers give way to everything else on the machine, which an engine that answers cameras must not.
     os.environ.setdefault("RAY_worker_niceness", "0")
     with ray_session():
-        merged = _search(workload, store, options, effort, tell)
+        merged = _search(workload, data, store, options, effort, tell)
         first = _root(store, merged)
-        played = _compare(workload, store, (first, merged), effort, tell)
+        played = _compare(workload, data, store, (first, merged), effort, tell)
     document = _document(workload, path, originals, merged, played, options) | {"seconds": time.monotonic() - began_s}
     (options.folder / "result.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     return document
@@ -106,7 +109,14 @@ def _workload(options: DemoOptions, tell: Report) -> tuple[Workload, Path]:
     return workload, path
 
 
-def _search(workload: Workload, store: Store, options: DemoOptions, effort: _Effort, tell: Report) -> Manifest:
+def _search(
+    workload: Workload,
+    data: Mapping[str, QueryData],
+    store: Store,
+    options: DemoOptions,
+    effort: _Effort,
+    tell: Report,
+) -> Manifest:
     tell(f"searching what can be shared, {options.parallel} trials at once on Ray Tune")
     found = search(
         workload,
@@ -118,6 +128,7 @@ def _search(workload: Workload, store: Store, options: DemoOptions, effort: _Eff
             resume=store.read_state(search_name(workload)) is not None,
         ),
         tell,
+        data,
     )
     tell(f"release {found.release}: {format_bytes(found.bytes_before)} became {format_bytes(found.bytes_after)}")
     return found
@@ -131,13 +142,18 @@ def _root(store: Store, manifest: Manifest) -> Manifest:
 
 
 def _compare(
-    workload: Workload, store: Store, releases: tuple[Manifest, Manifest], effort: _Effort, tell: Report
+    workload: Workload,
+    data: Mapping[str, QueryData],
+    store: Store,
+    releases: tuple[Manifest, Manifest],
+    effort: _Effort,
+    tell: Report,
 ) -> list[Played]:
     """Serve one release after the other on Ray Serve, and play the same frames to both."""
     (node,) = workload.nodes
     # Weights come from the disk, since the box has no memory beside its budget.
     box = NodeOptions(name=node.name, memory=node.memory, device=node.device, threads=1, reload_from="disk")
-    recordings = record(workload, seconds=effort.play_seconds)
+    recordings = record(data, seconds=effort.play_seconds)
     location, played = Path(store.locate()), []
     with serve_session(port=_free_port(), shut_down=False):
         for manifest, what in zip(releases, ("the originals", "the merged models"), strict=True):

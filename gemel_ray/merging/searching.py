@@ -24,7 +24,7 @@ from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.spec.units import format_bytes
 from gemel_ray.spec.workload import Workload
-from gemel_ray.training.data import QueryData, read_query_data, with_teacher
+from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.joint import Validation
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.training.trial import Trial
@@ -57,14 +57,21 @@ class SearchOptions:
     resume: bool = False
 
 
-def search(workload: Workload, store_uri: str, options: SearchOptions, report: Report = lambda line: None) -> Manifest:
+def search(
+    workload: Workload,
+    store_uri: str,
+    options: SearchOptions,
+    report: Report = lambda line: None,
+    frames: Mapping[str, QueryData] | None = None,
+) -> Manifest:
     """Search merge configurations of a workload; every improvement is published at once. Returns the best release.
 
-    Ray is started, or the cluster that RAY_ADDRESS names is joined, once everything given has been read. Raises
-    InputError for what is wrong with it, and SearchError when there is nothing to resume.
+    Ray is started, or the cluster that RAY_ADDRESS names is joined, once everything given has been read. `frames`
+    spares reading the feeds. Raises InputError for what is wrong with what was given, and SearchError when there is
+    nothing to resume.
     """
     store = open_store(store_uri, create=True)
-    data, progress = _prepare(workload, store, options, report)
+    data, progress = _prepare(workload, store, options, report, frames)
     if not progress.is_finished:
         with ray_session():
             _run_trials(progress, data, absolute_uri(store_uri), options, report)
@@ -77,17 +84,19 @@ def search_name(workload: Workload) -> str:
 
 
 def _prepare(
-    workload: Workload, store: Store, options: SearchOptions, report: Report
+    workload: Workload,
+    store: Store,
+    options: SearchOptions,
+    report: Report,
+    frames: Mapping[str, QueryData] | None,
 ) -> tuple[dict[str, QueryData], Progress]:
     models = {q.name: build_model(q.model, allow_factories=options.allow_factories) for q in workload.queries}
     for query in workload.queries:
         load_weights(models[query.name], query.model)
         models[query.name].to(training_device())
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
-    data = {
-        query.name: with_teacher(read_query_data(query, workload.feeds[query.feed]), models[query.name])
-        for query in workload.queries
-    }
+    frames = frames or read_workload_data(workload)
+    data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
     name = search_name(workload)
     if options.resume:
         progress = Progress.resume(store, name)

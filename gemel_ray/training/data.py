@@ -13,7 +13,7 @@ from gemel_ray.policy.splits import Split, split_frames
 from gemel_ray.spec.answers import Answer, Box, Classified, Detected
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import FeedSpec
-from gemel_ray.spec.workload import Query
+from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.dense import read_outputs
 from gemel_ray.vision.feeds import open_feed
 from gemel_ray.vision.feeds.labels import boxes_of, class_of, unknown_classes
@@ -53,6 +53,14 @@ class QueryData:
     def task(self) -> Task:
         """The query's task."""
         return task_for(self.query.model, self.query.score_threshold)
+
+
+def read_workload_data(workload: Workload, *, needs_labels: bool = False) -> dict[str, QueryData]:
+    """Every query's frames, by name. Raises what `read_query_data` raises."""
+    return {
+        query.name: read_query_data(query, workload.feeds[query.feed], needs_labels=needs_labels)
+        for query in workload.queries
+    }
 
 
 def read_query_data(query: Query, feed_spec: FeedSpec, *, needs_labels: bool = False) -> QueryData:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from gemel_ray.spec.errors import GemelError
 from gemel_ray.spec.workload import Query, Workload
-from gemel_ray.training.data import QueryData, read_query_data, run_model, score_on_labels
+from gemel_ray.training.data import QueryData, read_workload_data, run_model, score_on_labels
 from gemel_ray.training.originals import common_feed
 from gemel_ray.training.workers import Arrays, TrainingJob, train, trainers
 from gemel_ray.vision.checkpoints import fit_state
@@ -62,16 +62,17 @@ def train_fleet(
     family: bool,
     parallel: int = 1,
     allow_factories: bool = False,
+    data: Mapping[str, QueryData] | None = None,
     report: Report = lambda line: None,
 ) -> list[Original]:
     """Train every original of a workload into `folder`/QUERY.safetensors; those already there are kept.
 
     With `family`, models of one architecture descend from a common ancestor trained on all their feeds, which is
     how real fleets come about: everybody fine-tunes the same pretrained backbone. `parallel` of them are trained at
-    once; the results do not depend on it.
+    once; the results do not depend on it. `data` spares reading the feeds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = {q.name: read_query_data(q, workload.feeds[q.feed], needs_labels=True) for q in workload.queries}
+    data = data or read_workload_data(workload, needs_labels=True)
     keys = {
         query.name: _content_key(workload, query, steps=steps, seed=seed, family=family) for query in workload.queries
     }
