@@ -50,7 +50,7 @@ def compare(reference: Sequence[Answer], given: Sequence[Answer]) -> Score:
 
 
 def compare_labels(reference: Sequence[str], given: Sequence[str]) -> Score:
-    """Balanced agreement. Bound: the mean of the classes' Wilson lower bounds (conservative: all err at once)."""
+    """Balanced agreement, and its bound by `mean_lower`."""
     expected, answered = np.asarray(reference), np.asarray(given)
     recalls, bounds = [], []
     for label in sorted(set(reference)):
@@ -60,7 +60,18 @@ def compare_labels(reference: Sequence[str], given: Sequence[str]) -> Score:
         bounds.append(wilson_lower(hits, frames))
     if not recalls:
         return Score(BALANCED, 0.0, 0.0, 0)
-    return Score(BALANCED, float(np.mean(recalls)), float(np.mean(bounds)), len(expected))
+    return Score(BALANCED, float(np.mean(recalls)), mean_lower(recalls, bounds), len(expected))
+
+
+def mean_lower(estimates: Sequence[float], lower_bounds: Sequence[float]) -> float:
+    """Lower bound of the mean of independent estimates, from a lower bound of each.
+
+    The distances from estimate to bound add up as errors do, in squares: G. Y. Zou and A. Donner, Statistics in
+    Medicine 2008 (MOVER). Averaging the bounds themselves would suppose that all classes err at once. Simulated, the
+    true balanced agreement lies above it in at least 94 of 100 cases (tests/vision/test_metrics.py).
+    """
+    distances = np.subtract(estimates, lower_bounds)
+    return max(0.0, float(np.mean(estimates) - np.sqrt(np.sum(distances**2)) / len(distances)))
 
 
 def wilson_lower(hits: int, trials: int, z: float = _Z) -> float:

@@ -13,7 +13,9 @@ from gemel_ray.vision.metrics import (
     match_boxes,
     match_counts,
     mean_average_precision,
+    mean_lower,
     overlap,
+    wilson_lower,
 )
 
 
@@ -134,3 +136,24 @@ def test_a_resample_too_wide_for_memory_is_taken_in_several_goes():
     assert bootstrap_lower(3, statistic, width=160_000) == 3
     assert sum(rows) == 500
     assert max(rows) == 100
+
+
+@pytest.mark.parametrize(
+    ("truth", "frames"),
+    [((0.97, 0.97), (100, 200)), ((0.99, 0.95), (60, 400)), ((0.9, 0.8, 0.95, 0.85, 0.7), (50, 50, 50, 50, 50))],
+)
+def test_the_true_balanced_agreement_lies_above_its_bound_as_often_as_is_said(truth, frames):
+    rng = np.random.default_rng(0)
+    hits = rng.binomial(frames, truth, size=(3000, len(truth)))
+    bounds = [
+        mean_lower(row / np.array(frames), [wilson_lower(h, n) for h, n in zip(row, frames, strict=True)])
+        for row in hits
+    ]
+    assert np.mean(np.array(bounds) <= np.mean(truth)) >= 0.94
+    # And not far below it: averaging the bounds lies further away in every case.
+    assert np.mean(bounds) > np.mean(truth) - 0.06
+
+
+def test_the_bound_of_one_class_is_its_own():
+    assert mean_lower([0.9], [0.85]) == pytest.approx(0.85)
+    assert mean_lower([0.9, 0.7], [0.85, 0.6]) == pytest.approx(0.8 - np.hypot(0.05, 0.1) / 2)
