@@ -1,15 +1,17 @@
-"""A blob's bytes from local disk into memory taken for them on the device."""
+"""A blob's bytes from local disk into a piece of the arena."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from typing import Literal, Protocol
 
 import torch
 
+from gemel_ray.engine.arena import Arena
 from gemel_ray.engine.blobs import BlobFile
-from gemel_ray.engine.memory import take
 from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
 
 # Where evicted weights come back from. 'memory': the system keeps files it has read in free memory, as a box with RAM
@@ -23,10 +25,10 @@ STAGING_BYTES = 32 << 20
 class Copier(Protocol):
     """The way into one device's memory; used by one thread at a time."""
 
-    def copy_in(self, blob: BlobFile) -> torch.Tensor:
+    def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
         """The blob's data region on the device, uint8 and flat, fully arrived.
 
-        Raises MissingBlobError, or CorruptBlobError when the file ends early.
+        Raises MissingBlobError, or CorruptBlobError when the file ends early; the piece is given back then.
         """
         ...
 
@@ -42,13 +44,12 @@ class HostCopier:
     def __init__(self, reload_from: ReloadFrom = "memory") -> None:
         self._reload_from = reload_from
 
-    def copy_in(self, blob: BlobFile) -> torch.Tensor:
+    def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
         """See Copier."""
-        memory = take(blob.data_bytes, torch.device("cpu"))
-        with _at_data(blob) as file:
-            _fill(memory, file)
+        with _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
+            _fill(piece, file)
             _leave(file, self._reload_from)
-        return memory
+        return piece
 
 
 class CudaCopier:
@@ -61,20 +62,30 @@ class CudaCopier:
         self._staging = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._emptied = [torch.cuda.Event() for _ in range(2)]
 
-    def copy_in(self, blob: BlobFile) -> torch.Tensor:
+    def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
         """See Copier. Waits for its own stream only."""
         # Taken under our stream, too: the allocator may hand us memory that kernels queued on another still use.
-        with torch.cuda.stream(self.stream), _at_data(blob) as file:
-            memory = take(blob.data_bytes, self.device)
-            for number, piece in enumerate(memory.split(STAGING_BYTES)):
-                staging, emptied = self._staging[number % 2][: piece.numel()], self._emptied[number % 2]
+        with torch.cuda.stream(self.stream), _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
+            for number, part in enumerate(piece.split(STAGING_BYTES)):
+                staging, emptied = self._staging[number % 2][: part.numel()], self._emptied[number % 2]
                 emptied.synchronize()
                 _fill(staging, file)
-                piece.copy_(staging, non_blocking=True)
+                part.copy_(staging, non_blocking=True)
                 emptied.record(self.stream)
             _leave(file, self._reload_from)
-        self.stream.synchronize()
-        return memory
+            self.stream.synchronize()
+        return piece
+
+
+@contextmanager
+def _piece(arena: Arena, count_bytes: int) -> Iterator[torch.Tensor]:
+    """A piece of the arena to be filled; given back when that fails."""
+    piece = arena.take(count_bytes)
+    try:
+        yield piece
+    except BaseException:
+        arena.give_back(piece)
+        raise
 
 
 def _at_data(blob: BlobFile) -> FileIO:

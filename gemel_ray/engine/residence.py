@@ -7,11 +7,15 @@ from types import MappingProxyType
 
 import torch
 
+from gemel_ray.engine.arena import arena_for
 from gemel_ray.engine.blobs import BlobFile, TensorPlace
 from gemel_ray.engine.copying import ReloadFrom, copier_for
 from gemel_ray.spec.errors import CorruptBlobError
 
 Tensors = Mapping[str, torch.Tensor]
+
+# Of addresses, where no budget is given: memory is taken only for what is loaded.
+_AMPLE_BYTES = 16 << 30
 
 
 class Residence:
@@ -21,10 +25,15 @@ class Residence:
     after `evict`. Loads come from one thread at a time.
     """
 
-    def __init__(self, device: torch.device, reload_from: ReloadFrom = "memory") -> None:
+    def __init__(
+        self, device: torch.device, reload_from: ReloadFrom = "memory", *, budget_bytes: int = _AMPLE_BYTES
+    ) -> None:
+        """`budget_bytes` is the arena's size: what weights may take in sum."""
         self.device = device
+        self.arena = arena_for(device, budget_bytes)
         self._copier = copier_for(device, reload_from)
         self._held: dict[str, Tensors] = {}
+        self._pieces: dict[str, torch.Tensor] = {}
 
     def load(self, weight: str, blob: BlobFile, expected_bytes: int) -> None:
         """Copy one blob in; it is there when this returns, and nothing of it when this raises.
@@ -36,12 +45,14 @@ class Residence:
                 f"{blob.path.name} holds {blob.data_bytes} bytes of tensors, the manifest says {expected_bytes}; "
                 "fetch it from the store again"
             )
-        memory = self._copier.copy_in(blob)
-        self._held[weight] = MappingProxyType({name: _view(memory, place) for name, place in blob.tensors.items()})
+        piece = self._copier.copy_in(blob, self.arena)
+        self._pieces[weight] = piece
+        self._held[weight] = MappingProxyType({name: _view(piece, place) for name, place in blob.tensors.items()})
 
     def evict(self, weight: str) -> None:
-        """Free a weight set's memory at once; nobody may be computing with it."""
+        """Free a weight set's memory for others at once; nobody may be computing with it. See Arena.trim, too."""
         del self._held[weight]
+        self.arena.give_back(self._pieces.pop(weight))
 
     def tensors(self, weight: str) -> Tensors:
         """A resident weight set's tensors by short name."""
@@ -58,5 +69,5 @@ class Residence:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def _view(memory: torch.Tensor, place: TensorPlace) -> torch.Tensor:
-    return memory[place.start : place.end].view(place.dtype).view(place.shape)
+def _view(piece: torch.Tensor, place: TensorPlace) -> torch.Tensor:
+    return piece[place.start : place.end].view(place.dtype).view(place.shape)
