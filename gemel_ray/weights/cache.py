@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,14 +18,24 @@ _LAST = "last_release.json"
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What had to come from the store: number and bytes of files that were not here, or damaged."""
+
+    blobs: int = 0
+    bytes: int = 0
+
+
 class LocalCache:
     """A store's blobs on local disk, fetched once. Goes on without the store for everything that is here already.
 
     `store` is None where the store could not be opened at all, such as after a reboot without network.
     """
 
-    def __init__(self, store: Store | None, folder: str | Path) -> None:
+    def __init__(self, store: Store | None, folder: str | Path, *, last: str = _LAST) -> None:
+        """`last` is the file of the last good release; engines that share a folder have one each."""
         self._store = store
+        self._last = last
         self._files = Files.at(Path(folder))
         self._held = Store(self._files)
 
@@ -33,10 +44,25 @@ class LocalCache:
 
         Raises StoreError where the store does not give it.
         """
-        path = Path(self._held.locate_blob(sha))
-        if not self._is_whole(sha):
-            self._held.put_blob(self._reachable(sha).read_blob(sha))
-        return path
+        self._bring(sha)
+        return Path(self._held.locate_blob(sha))
+
+    def _bring(self, sha: str) -> bool:
+        """Whether the blob had to be copied from the store."""
+        if self._is_whole(sha):
+            return False
+        self._held.put_blob(self._reachable(sha).read_blob(sha))
+        return True
+
+    def read_manifest(self, release: int | None = None) -> Manifest:
+        """A release's manifest from the store, HEAD's by default. Raises StoreError; nothing is kept."""
+        return self._reachable("a release").manifest(release)
+
+    def bring(self, manifest: Manifest) -> Fetched:
+        """Have all blobs of a release here and whole, copying only what is missing. StoreError where one cannot be had;
+        what came by then stays, for the next attempt."""
+        came = [sha for sha in sorted(manifest.blobs) if self._bring(sha)]
+        return Fetched(len(came), sum(manifest.blobs[sha].file_bytes for sha in came))
 
     def pull(self, release: int | None = None) -> Manifest:
         """Fetch a release (HEAD's by default) whole and make it the last good one.
@@ -46,8 +72,7 @@ class LocalCache:
         """
         try:
             manifest = self._reachable("a release").manifest(release)
-            for sha in sorted(manifest.blobs):
-                self.fetch(sha)
+            self.bring(manifest)
             self.save_manifest(manifest)
         except StoreError as error:
             last = self.last_manifest()
@@ -62,18 +87,18 @@ class LocalCache:
         for sha in sorted(manifest.blobs):
             if not self._held.has_blob(sha):
                 raise MissingBlobError(f"{self._held.locate_blob(sha)} is missing; fetch the release's blobs first")
-        self._files.write(_LAST, manifest.model_dump_json(indent=1).encode())
+        self._files.write(self._last, manifest.model_dump_json(indent=1).encode())
 
     def last_manifest(self) -> Manifest | None:
         """The last good release, None where there was none yet. StoreError where its file is damaged."""
-        data = self._files.read(_LAST)
+        data = self._files.read(self._last)
         if data is None:
             return None
         try:
             return Manifest.model_validate_json(data)
         except ValidationError as error:
             raise StoreError(
-                f"{self._files.locate(_LAST)} is damaged; delete it and pull the release again:\n"
+                f"{self._files.locate(self._last)} is damaged; delete it and pull the release again:\n"
                 f"{explain(error, Manifest)}"
             ) from error
 

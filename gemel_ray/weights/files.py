@@ -14,6 +14,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from gemel_ray.spec.errors import StoreError
+from gemel_ray.weights.http_store import HTTP_TYPE, http_system
 
 _LOCK = ".lock"
 
@@ -47,17 +48,23 @@ class Files:
 
     @classmethod
     def at(cls, uri: str | Path) -> Files:
-        """Open a folder path or any URI that pyarrow.fs understands; StoreError for one it does not."""
+        """Open a folder path, any URI that pyarrow.fs understands, or http(s):// to read; StoreError for any other."""
         text = str(uri)
         if "://" not in text:
             return cls(fs.LocalFileSystem(), absolute_uri(text))
         try:
-            system, root = fs.FileSystem.from_uri(text)
+            over_http = text.lower().startswith(("http://", "https://"))
+            system, root = http_system(text) if over_http else fs.FileSystem.from_uri(text)
         except (ValueError, OSError) as error:
             raise StoreError(
-                f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://..."
+                f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://... or https://..."
             ) from error
         return cls(system, root)
+
+    @property
+    def can_list(self) -> bool:
+        """Whether `entries` can be asked for; web servers do not list."""
+        return self._system.type_name != HTTP_TYPE
 
     def locate(self, name: str) -> str:
         """The full path of a file, for messages."""
@@ -197,10 +204,13 @@ class Files:
         try:
             yield
         except OSError as error:
-            raise StoreError(
-                f"{self.locate(name)} cannot be {done}: {error.strerror or error}; free space or correct permissions "
-                "there and run the command again (nothing half-written is left)"
-            ) from error
+            reading = done in ("read", "listed", "looked up")
+            way_out = (
+                "check the address, the connection and the permissions"
+                if reading
+                else "free space or correct permissions there and run the command again (nothing half-written is left)"
+            )
+            raise StoreError(f"{self.locate(name)} cannot be {done}: {error.strerror or error}; {way_out}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -63,7 +63,7 @@ def revert_queries(store: Store, names: Collection[str], base: int | None = None
     release of the originals is gone.
     """
     manifest = store.manifest(base)
-    root = _root(store, manifest)
+    root = originals_of(store, manifest)
     _check_revertible(manifest, root, names)
     queries = manifest.queries | {name: _original(manifest.queries[name], root.queries[name]) for name in names}
     used = {sha for released in queries.values() for sha in released.weights.values()}
@@ -79,15 +79,16 @@ def revert_queries(store: Store, names: Collection[str], base: int | None = None
     return store.publish(Manifest.model_validate(dict(manifest) | changed))
 
 
-def _root(store: Store, manifest: Manifest) -> Manifest:
-    """The release of the originals that a release descends from."""
+def originals_of(store: Store, manifest: Manifest) -> Manifest:
+    """The release of the originals that a release descends from. MissingReleaseError where it is gone."""
     number = store.lineage(manifest.release)[-1]
-    if number in store.releases():
+    try:
         return store.manifest(number)
-    raise MissingReleaseError(
-        f"{store.locate()}: release {number}, from which release {manifest.release} descends, is gone, and the "
-        f"originals with it; it holds {store.releases()}. Restore it from a copy of the store, or search anew"
-    )
+    except MissingReleaseError as error:
+        raise MissingReleaseError(
+            f"{store.locate()}: release {number}, from which release {manifest.release} descends, is gone, and the "
+            f"originals with it; {error}. Restore it from a copy of the store, or search anew"
+        ) from error
 
 
 def _check_revertible(manifest: Manifest, root: Manifest, names: Collection[str]) -> None:

@@ -47,7 +47,7 @@ class Problem:
 def open_store(uri: str | Path, *, create: bool = False) -> Store:
     """Open a store at a folder or a pyarrow.fs URI; StoreError where there is none, unless it is to be created."""
     files = Files.at(uri)
-    if not create and not files.exists("HEAD") and not files.names("releases"):
+    if not create and not files.exists("HEAD") and not (files.can_list and files.names("releases")):
         raise StoreError(f"{files.locate('')} holds no releases; make some with `gemel demo` or `gemel search`")
     return Store(files)
 
@@ -111,7 +111,7 @@ class Store:
         text = data.decode(errors="replace").strip()
         if not text.isdigit():
             raise StoreError(
-                f"{self.locate('HEAD')} says {text[:40]!r}, not a release number; write one of {self.releases()}"
+                f"{self.locate('HEAD')} says {text[:40]!r}, not a release number{self._held('write one of')}"
             )
         return int(text)
 
@@ -121,7 +121,7 @@ class Store:
         data = None if number is None else self._files.read(_manifest_name(number))
         if number is None or data is None:
             what = "HEAD names no release yet" if number is None else f"has no release {number}"
-            raise MissingReleaseError(f"{self.locate()} {what}; it holds {self.releases() or 'none'}")
+            raise MissingReleaseError(f"{self.locate()} {what}{self._held()}")
         path = self.locate(_manifest_name(number))
         try:
             found = Manifest.model_validate_json(data)
@@ -130,6 +130,9 @@ class Store:
         if found.release != number:
             raise StoreError(f"{path} describes release {found.release}; a release's file must keep its name")
         return found
+
+    def _held(self, words: str = "it holds") -> str:
+        return f"; {words} {self.releases() or 'none'}" if self._files.can_list else ""
 
     def next_release(self) -> int:
         """The number the next release would get; another publisher may take it first."""
@@ -173,9 +176,13 @@ class Store:
 
     def lineage(self, release: int) -> list[int]:
         """The release, its parent, and so on to the root (the originals); ends early where a manifest was lost."""
-        removed, held, found = self._removed_parents(), self.releases(), [release]
+        removed, found = self._removed_parents(), [release]
         while True:
-            parent = self.manifest(found[-1]).parent if found[-1] in held else removed.get(found[-1])
+            # Asked for one by one: a store read over HTTP cannot be listed.
+            try:
+                parent = self.manifest(found[-1]).parent
+            except MissingReleaseError:
+                parent = removed.get(found[-1])
             if parent is None or parent in found:
                 return found
             found.append(parent)
