@@ -21,6 +21,10 @@ class PendingFrames:
         self._last: Frame | None = None
         self._period_ms: float | None = None
 
+    def follow(self, query: PlannedQuery) -> None:
+        """Let another plan hold from now on, for the frames that wait as well."""
+        self._query = query
+
     def __len__(self) -> int:
         return len(self._kept) + len(self._droppable)
 

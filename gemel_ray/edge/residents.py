@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.policy.eviction import EVICTIONS, turns_ahead, turns_of
@@ -39,6 +41,19 @@ class Residents:
         self._tried: tuple[str, int] | None = None
         self._turns_taken = 0
         self._last_used: dict[str, int] = {}
+
+    def follow(self, plan: EdgePlan) -> None:
+        """Let another plan hold. What is on the device or on its way stays; what nobody needs any more goes first."""
+        former, held = self._plan, self._held
+        self._plan = replace(
+            plan,
+            weight_bytes={weight: former.weight_bytes[weight] for weight in held} | dict(plan.weight_bytes),
+            load_ms={weight: former.load_ms[weight] for weight in held} | dict(plan.load_ms),
+        )
+        self._turns = turns_of([query.weights for query in plan.queries])
+        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        self._lacking = {query.name: len({*query.weights} - self._arrived) for query in plan.queries}
+        self._moves += 1
 
     def have(self, query: PlannedQuery) -> bool:
         """Whether all the query's weights have fully arrived."""
@@ -127,7 +142,7 @@ class Residents:
             self._forget(load.weight)
             return
         self._arrived.add(load.weight)
-        for turn in self._turns[load.weight]:
+        for turn in self._turns.get(load.weight, ()):
             self._lacking[self._plan.queries[turn].name] -= 1
 
     def _missing(self, query: PlannedQuery) -> list[str]:
@@ -163,6 +178,8 @@ class Residents:
         cycle = len(self._plan.queries)
 
         def first_to_go(weight: str) -> float:
+            if weight not in self._turns:
+                return math.inf
             return self._eviction(turns_ahead(self._turns[weight], from_turn, cycle), self._turns_ago(weight))
 
         return plan_ahead(
@@ -207,5 +224,5 @@ class Residents:
         self._moves += 1
         if weight in self._arrived:
             self._arrived.remove(weight)
-            for turn in self._turns[weight]:
+            for turn in self._turns.get(weight, ()):
                 self._lacking[self._plan.queries[turn].name] += 1

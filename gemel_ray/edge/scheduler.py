@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 from gemel_ray.edge.pending import PendingFrames
 from gemel_ray.edge.residents import Residents
-from gemel_ray.spec.actions import Action, Answered, Arrived, Done, Dropped, Event, Frame, Infer, Load, Stopped, Verdict
-from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
+from gemel_ray.edge.turns import Turn, check_plan
+from gemel_ray.spec.actions import (
+    Action,
+    Answered,
+    Arrived,
+    Done,
+    Dropped,
+    Event,
+    Frame,
+    Infer,
+    Load,
+    Replanned,
+    Stopped,
+    Verdict,
+)
+from gemel_ray.spec.errors import ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 _LATE, _NEWER = "too late", "newer frame"
+_GONE = "failed: the query is no longer served here"
 # So many frames lost in a row let a query that is ready go first.
 _STARVING_FRAMES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """The inference under way."""
-
-    query: PlannedQuery
-    frames: tuple[Frame, ...]
-    infer: Infer
-    # When it is predicted to end.
-    until_ms: float
 
 
 class Scheduler:
@@ -43,20 +46,27 @@ class Scheduler:
         Raises OverBudgetError for a query that does not fit at its batch size, ServingError for a plan that is not
         whole.
         """
-        _check(plan)
+        check_plan(plan)
         self._plan = plan
+        # The plan to follow once the inference under way has ended.
+        self._next: EdgePlan | None = None
         self._is_work_conserving = work_conserving and plan.overlap
         self._residents = Residents(plan, eviction)
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._pending = {query.name: PendingFrames(query) for query in plan.queries}
         self._verdicts: list[Verdict] = []
         self._lost_in_a_row = dict.fromkeys((query.name for query in plan.queries), 0)
-        self._computing: _Turn | None = None
+        self._computing: Turn | None = None
         self._preparing: PlannedQuery | None = None
         self._last_turn = -1
         # Weights whose load has failed once for the query being prepared.
         self._retried: set[str] = set()
         self._stopped = False
+
+    @property
+    def plan(self) -> EdgePlan:
+        """The plan that is being followed."""
+        return self._plan
 
     @property
     def pending(self) -> int:
@@ -70,6 +80,8 @@ class Scheduler:
             self._arrive(event)
         elif isinstance(event, Stopped):
             self._stopped = True
+        elif isinstance(event, Replanned):
+            self._take_in(event.plan)
         elif isinstance(event.action, Load):
             self._end_load(event, event.action)
         else:
@@ -86,6 +98,29 @@ class Scheduler:
         if name not in self._pending:
             raise ServingError(f"no query {name!r} is planned here; {nearest(name, self._pending)}")
         self._drop(self._pending[name].add(event.frame), event.now_ms, _NEWER)
+
+    def _take_in(self, plan: EdgePlan) -> None:
+        check_plan(plan)
+        self._next = plan
+        # Frames of new queries may come before the inference under way has ended.
+        for query in plan.queries:
+            self._pending.setdefault(query.name, PendingFrames(query))
+            self._lost_in_a_row.setdefault(query.name, 0)
+
+    def _follow(self, plan: EdgePlan, now_ms: float) -> None:
+        """Go over to another plan between two inferences, with all frames that wait."""
+        for name in self._pending.keys() - plan.names:
+            self._drop(self._pending.pop(name).clear(), now_ms, _GONE)
+            del self._lost_in_a_row[name]
+        for query in plan.queries:
+            self._pending[query.name].follow(query)
+        former = self._plan.queries[self._last_turn].name if self._last_turn >= 0 else None
+        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        self._last_turn = self._turn_of.get(former or "", -1)
+        self._residents.follow(plan)
+        self._preparing = None
+        self._retried.clear()
+        self._plan, self._next = plan, None
 
     def _end_load(self, done: Done, load: Load) -> None:
         self._residents.loaded(done, load)
@@ -110,11 +145,13 @@ class Scheduler:
         if done.failure is not None:
             self._drop(turn.frames, done.now_ms, f"failed: {done.failure}")
         else:
-            self._verdicts += [Answered(frame, done.now_ms) for frame in turn.frames]
+            self._verdicts += [Answered(frame, done.now_ms, turn.query.release) for frame in turn.frames]
             self._lost_in_a_row[turn.query.name] = 0
 
     def _decide(self, now_ms: float) -> list[Action]:
         actions: list[Action] = []
+        if self._next is not None and self._computing is None:
+            self._follow(self._next, now_ms)
         self._settle_preparing(now_ms)
         while self._computing is None:
             started = self._start_turn(now_ms)
@@ -225,12 +262,10 @@ class Scheduler:
 
     def _infer(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
         self._drop(self._pending[query.name].take(batch), now_ms, _NEWER)
-        size = len(batch)
-        infer = Infer(
-            query.name, tuple(frame.frame for frame in batch), query.workspace_bytes[size], query.run_ms[size]
-        )
+        size, frames = len(batch), tuple(frame.frame for frame in batch)
+        infer = Infer(query.name, frames, query.workspace_bytes[size], query.run_ms[size], query.release)
         evictions = self._residents.begin_turn(query, infer.workspace_bytes, beside=self._beside(query))
-        self._computing = _Turn(query, batch, infer, now_ms + infer.predicted_ms)
+        self._computing = Turn(query, batch, infer, now_ms + infer.predicted_ms)
         return [*evictions, infer]
 
     def _prepare(self, query: PlannedQuery, now_ms: float) -> list[Action]:
@@ -262,18 +297,3 @@ class Scheduler:
             # What fails does not go first: it would fail again.
             self._lost_in_a_row[frame.query] += reason in (_LATE, _NEWER)
             self._verdicts.append(Dropped(frame, now_ms, reason))
-
-
-def _check(plan: EdgePlan) -> None:
-    for query in plan.queries:
-        if lost := [
-            weight for weight in query.weights if not {weight} <= plan.weight_bytes.keys() & plan.load_ms.keys()
-        ]:
-            raise ServingError(f"the plan lacks bytes or load time of {lost[0]}, which query {query.name!r} needs")
-        weights_bytes = sum(plan.weight_bytes[weight] for weight in {*query.weights})
-        needed_bytes = weights_bytes + max(query.workspace_bytes[size] for size in range(1, query.batch_size + 1))
-        if needed_bytes > plan.budget_bytes:
-            raise OverBudgetError(
-                f"query {query.name!r} needs {needed_bytes} bytes at batch size {query.batch_size}, the budget is "
-                f"{plan.budget_bytes}; lower its batch size or place it on another node"
-            )

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from gemel_ray.edge.ledger import Ledger
-from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Stopped
+from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
 from gemel_ray.spec.plan import EdgePlan
 
 
@@ -29,11 +29,13 @@ class SimulatedDevice:
         *,
         ledger: Ledger | None = None,
         failure_of: Callable[[Load | Infer], str | None] = never_fails,
+        replans: Sequence[Replanned] = (),
     ) -> None:
         """`costs` may differ from the scheduler's plan, to see what wrong predictions do. The budget is the ledger's,
-        by default that of `costs`; `failure_of` names why an action fails, or None."""
-        self._costs = costs
-        self._queries = {query.name: query for query in costs.queries}
+        by default that of `costs`; `failure_of` names why an action fails, or None; `replans` come at their times."""
+        plans = [*(event.plan for event in replans), costs]
+        self._load_ms = {weight: took_ms for plan in plans for weight, took_ms in plan.load_ms.items()}
+        self._queries = {(query.name, query.release): query for plan in plans for query in plan.queries}
         self._ledger = ledger or Ledger(costs.budget_bytes)
         self._failure_of = failure_of
         self._now_ms = 0.0
@@ -46,6 +48,8 @@ class SimulatedDevice:
         self._events: list[tuple[float, int, Event]] = []
         for frame in sorted(arrivals, key=lambda frame: frame.arrived_ms):
             self._push(Arrived(frame, frame.arrived_ms))
+        for event in replans:
+            self._push(event)
         self._push(Stopped(max((frame.arrived_ms for frame in arrivals), default=0.0)))
 
     @property
@@ -82,12 +86,12 @@ class SimulatedDevice:
 
     def _start_load(self, load: Load) -> None:
         self._ledger.reserve(load.weight, load.bytes)
-        took_ms = self._costs.load_ms[load.weight]
+        took_ms = self._load_ms[load.weight]
         self._load_lane_free_ms = max(self._load_lane_free_ms, self._now_ms) + took_ms
         self._push(Done(load, self._load_lane_free_ms, took_ms, self._failure_of(load)))
 
     def _start_infer(self, infer: Infer) -> None:
-        query = self._queries[infer.query]
+        query = self._queries[infer.query, infer.release]
         if missing := [weight for weight in query.weights if weight not in self._arrived]:
             raise ValueError(f"query {infer.query!r} cannot run: weights {missing} have not fully arrived")
         self._ledger.reserve_workspace(infer.workspace_bytes)
@@ -106,7 +110,7 @@ class SimulatedDevice:
 
     def _end(self, done: Done) -> None:
         if isinstance(done.action, Infer):
-            self._in_use.subtract(self._queries[done.action.query].weights)
+            self._in_use.subtract(self._queries[done.action.query, done.action.release].weights)
             self._ledger.release_workspace(done.action.workspace_bytes)
         elif done.failure is None:
             self._arrived.add(done.action.weight)

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
@@ -18,9 +18,10 @@ from gemel_ray.engine.lanes import Lane
 from gemel_ray.engine.models import Skeleton
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.status import BusyTime, DeviceUsage
-from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Stopped
+from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
 from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.vision.tasks import Image
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class TorchDevice:
         self.frames: dict[int, Image] = {}
         # Answers by frame id, to be taken by whoever hears the verdict.
         self.answers: dict[int, Answer] = {}
-        self._skeletons = skeletons
+        # By query and release, as Infer names them; replaced as a whole, since lanes read it meanwhile.
+        self._skeletons = {(name, 0): skeleton for name, skeleton in skeletons.items()}
         self._blobs = dict(blobs)
         self._refetch = refetch
         self._lock = threading.Lock()
@@ -76,6 +78,28 @@ class TorchDevice:
         """Tell the scheduler of a frame; its pixels lie in `frames` already. From any thread."""
         self._events.put(Arrived(frame, self.now_ms()))
 
+    def replan(self, plan: EdgePlan) -> None:
+        """Let the scheduler follow another plan, for whose models `take_in` was called. From any thread."""
+        self._events.put(Replanned(plan, self.now_ms()))
+
+    def take_blobs(self, blobs: Mapping[str, BlobFile], refetch: Callable[[str], BlobFile]) -> None:
+        """Know the files of further weights, and where to get them anew. From any thread."""
+        self._blobs = {**self._blobs, **blobs}
+        self._refetch = refetch
+
+    def take_in(self, skeletons: Mapping[tuple[str, int], Skeleton]) -> None:
+        """Know further models, by query and release. From any thread."""
+        self._skeletons = {**self._skeletons, **skeletons}
+
+    def keep(self, release: int, queries: Collection[str]) -> None:
+        """Forget all models but these, once no plan names the others any more. From any thread."""
+        kept = [(name, release) for name in queries]
+        self._skeletons = {key: found for key, found in self._skeletons.items() if key in kept}
+
+    def skeleton(self, query: str, release: int) -> Skeleton:
+        """One of the models that are known."""
+        return self._skeletons[query, release]
+
     def stop(self) -> None:
         """No more frames will arrive; `next_event` ends once what is in flight has ended. From any thread."""
         self._events.put(Stopped(self.now_ms()))
@@ -87,6 +111,7 @@ class TorchDevice:
         with self._lock:
             for weight in list(self._arrived):
                 self._free(weight)
+            self.residence.arena.trim()
 
     def start(self, action: Action) -> None:
         """See Device."""
@@ -126,11 +151,12 @@ class TorchDevice:
         self._copying.put(partial(self._do, load, partial(self._load, load)))
 
     def _start_infer(self, infer: Infer) -> None:
-        weights = self._skeletons[infer.query].weights
+        weights = self._skeletons[infer.query, infer.release].weights
         with self._lock:
             if missing := [weight for weight in weights if weight not in self._arrived]:
                 raise ValueError(f"query {infer.query} cannot run: weights {missing} have not fully arrived")
             self._ledger.reserve_workspace(infer.workspace_bytes)
+            self._limit_arena()
             self._in_use.update(weights)
         self._in_flight += 1
         self._computing.put(partial(self._do, infer, partial(self._infer, infer)))
@@ -142,6 +168,10 @@ class TorchDevice:
             if self._in_use[evict.weight]:
                 raise ValueError(f"weight {evict.weight} is in use; evict it once its inference has ended")
             self._free(evict.weight)
+
+    def _limit_arena(self) -> None:
+        """What is granted to inferences, the arena must not keep at hand for weights to come."""
+        self.residence.arena.limit(self.budget_bytes - self._ledger.workspace_bytes)
 
     def _free(self, weight: str) -> None:
         self._arrived.remove(weight)
@@ -166,6 +196,10 @@ class TorchDevice:
             with self._lock:
                 self._ledger.release(load.weight)
             raise
+        finally:
+            if self._copying.is_idle:
+                # What was evicted and not taken up again by now serves nobody here.
+                self.residence.arena.trim()
         with self._lock:
             self._arrived.add(load.weight)
             self._loads += 1
@@ -182,7 +216,7 @@ class TorchDevice:
             self.residence.load(load.weight, self._blobs[load.weight], load.bytes)
 
     def _infer(self, infer: Infer) -> None:
-        skeleton, begun_ms = self._skeletons[infer.query], self.now_ms()
+        skeleton, begun_ms = self._skeletons[infer.query, infer.release], self.now_ms()
         try:
             images = [self.frames[frame] for frame in infer.frames]
             answers = skeleton.answers(images, self.residence)
@@ -191,6 +225,7 @@ class TorchDevice:
             with self._lock:
                 self._in_use.subtract(skeleton.weights)
                 self._ledger.release_workspace(infer.workspace_bytes)
+                self._limit_arena()
                 self._busy.worked(begun_ms, self.now_ms())
 
 

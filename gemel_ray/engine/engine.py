@@ -17,12 +17,15 @@ from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.devices import find_device
+from gemel_ray.engine.kinds import KindCosts
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.policy.baselines import PolicyPlan, candidate_plans, find_policy
 from gemel_ray.policy.sharing import by_blob, models_of
+from gemel_ray.policy.transition import changed_queries, labelled, restricted
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import OverBudgetError, ServingError
 from gemel_ray.spec.profile import DeviceProfile
@@ -58,8 +61,10 @@ class Engine:
         self._threads = threads
         self._reload_from = reload_from
         self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
+        self.costs = KindCosts()
         self._run: ReleaseRun | None = None
         self._lock = threading.Lock()
+        self._rolling = threading.Lock()
 
     def start(self, manifest: Manifest, fetch: Fetch, profile: DeviceProfile | None = None) -> None:
         """Fetch the release's blobs, build its models, plan, take frames. Measures a quick profile when given none.
@@ -73,6 +78,34 @@ class Engine:
                 raise ServingError(f"release {self._run.manifest.release} is being served; stop the engine first")
             self._run = self._started(manifest, fetch, profile)
         log.info("serving release %d: %d queries on %s", manifest.release, len(manifest.queries), self.device)
+
+    def measure(self, manifest: Manifest, fetch: Fetch) -> None:
+        """Profile a query of each kind of model that is new here. While nothing is served: it needs the device."""
+        if not (unknown := self.costs.unknown(manifest)):
+            return
+        some = restricted(manifest, unknown)
+        blobs = open_blobs(some, fetch)
+        skeletons = build_skeletons(some, blobs, self.device, allow_factories=self._allow_factories)
+        residence = Residence(self.device, self._reload_from)
+        profile = profiling.profile_skeletons(some, skeletons, blobs, residence, budget_bytes=self.budget_bytes)
+        self.costs.learn(some, profile)
+
+    def roll(self, manifest: Manifest, fetch: Fetch) -> tuple[str, ...]:
+        """Serve another release instead, without a pause: see engine.rollout. Gives the queries that have changed.
+
+        Raises StoreError for blobs that cannot be had, OverBudgetError for a query that does not fit, ModelError for
+        models that cannot be built, ServingError for forms of models that were never measured here, for models that
+        fail their trial, and while another release is being rolled out. The old one is served on after any of these.
+        """
+        if not self._rolling.acquire(blocking=False):
+            raise ServingError("another release is being rolled out; wait until it is served")
+        try:
+            run = self._running()
+            changed = self._prepared(run, manifest, fetch).do()
+        finally:
+            self._rolling.release()
+        log.info("serving release %d: %d queries have changed", manifest.release, len(changed))
+        return changed
 
     def submit(
         self, query: str, image: Image, *, slo_ms: float | None = None, droppable: bool = True
@@ -124,11 +157,9 @@ class Engine:
         blobs = open_blobs(manifest, fetch)
         skeletons = build_skeletons(manifest, blobs, self.device, allow_factories=self._allow_factories)
         if profile is None:
-            profile = profiling.profile_skeletons(
-                manifest, skeletons, blobs, Residence(self.device, self._reload_from), budget_bytes=self.budget_bytes
-            )
-        models = models_of(manifest)
-        plans = candidate_plans(self._policy, models, profile, budget_bytes=self.budget_bytes)
+            self.measure(manifest, fetch)
+            profile = self.costs.profile(manifest)
+        self.costs.learn(manifest, profile)
         device = TorchDevice(
             skeletons,
             blobs,
@@ -137,7 +168,24 @@ class Engine:
             refetch=lambda weight: open_blob(fetch(weight)),
             threads=self._threads,
         )
-        return ReleaseRun(manifest, choose_plan(plans, cameras_of(models)), device)
+        device.take_in({(name, manifest.release): found for name, found in skeletons.items()})
+        return ReleaseRun(manifest, self._planned(manifest, profile), device)
+
+    def _planned(self, manifest: Manifest, profile: DeviceProfile) -> PolicyPlan:
+        models = models_of(manifest)
+        plans = candidate_plans(self._policy, models, profile, budget_bytes=self.budget_bytes)
+        planned = choose_plan(plans, cameras_of(models))
+        return replace(planned, plan=labelled(planned.plan, manifest.release))
+
+    def _prepared(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> Rollout:
+        """The rollout of a release whose models are built and fit."""
+        check_fits(manifest, self.budget_bytes)
+        planned = self._planned(manifest, self.costs.profile(manifest))
+        blobs = open_blobs(manifest, fetch)
+        changed = restricted(manifest, changed_queries(run.manifest, manifest))
+        new = build_skeletons(changed, blobs, self.device, allow_factories=self._allow_factories)
+        run.device.take_blobs(blobs, lambda weight: open_blob(fetch(weight)))
+        return Rollout(run, manifest, planned, new)
 
 
 def check_fits(manifest: Manifest, budget_bytes: int) -> None:

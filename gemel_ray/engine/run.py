@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from gemel_ray.edge.loop import run
 from gemel_ray.edge.scheduler import Scheduler
+from gemel_ray.edge.turns import check_plan
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.frames import check_frame
+from gemel_ray.engine.samples import Samples
 from gemel_ray.engine.status import EngineStatus, Tally
 from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.spec.actions import Answered, Frame, Verdict
 from gemel_ray.spec.answers import Answer, FrameAnswer
 from gemel_ray.spec.errors import ServingError, nearest
-from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.plan import EdgePlan
+from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.vision.tasks import Image
 
 log = logging.getLogger(__name__)
@@ -35,13 +39,19 @@ class _Pending:
 
 
 class ReleaseRun:
-    """Serves one release on one device; thread-safe. Ends by `stop`, or with the failure that ended its loop."""
+    """Serves a release on one device, and the next one after it; thread-safe.
+
+    Ends by `stop`, or with the failure that ended its loop. What a new release asks of it is in engine.rollout.
+    """
 
     def __init__(self, manifest: Manifest, planned: PolicyPlan, device: TorchDevice) -> None:
         self.manifest = manifest
         self.planned = planned
-        self._device = device
+        self.device = self._device = device
+        self.samples = Samples()
         self._scheduler = Scheduler(planned.plan, eviction=planned.eviction, work_conserving=planned.work_conserving)
+        # What is asked for now, and counts of all that ever was.
+        self._queries: Mapping[str, ReleasedQuery] = manifest.queries
         self._tallies = {name: Tally() for name in manifest.queries}
         self._pending: dict[int, _Pending] = {}
         self._pending_bytes = 0
@@ -62,13 +72,13 @@ class ReleaseRun:
     ) -> Future[FrameAnswer]:
         """See Engine.submit."""
         image = check_frame(image)
-        if query not in self._tallies:
-            raise ServingError(f"no query {query!r} is served here; {nearest(query, self._tallies)}")
-        if slo_ms is None:
-            slo_ms = self.manifest.queries[query].query.slo_ms
         future: Future[FrameAnswer] = Future()
         with self._lock:
             self._check_open(image.nbytes)
+            if query not in self._queries:
+                raise ServingError(f"no query {query!r} is served here; {nearest(query, self._queries)}")
+            if slo_ms is None:
+                slo_ms = self._queries[query].query.slo_ms
             frame = Frame(query, next(self._numbers), arrived_ms, arrived_ms + slo_ms, droppable)
             self._pending[frame.frame] = _Pending(frame, future, image.nbytes)
             self._pending_bytes += image.nbytes
@@ -76,6 +86,33 @@ class ReleaseRun:
             self._tallies[query].arrived += 1
             self._device.arrive(frame)
         return future
+
+    def replan(self, plan: EdgePlan, queries: Mapping[str, ReleasedQuery]) -> None:
+        """Follow another plan from the next inference on, and answer these queries, which are those of the plan.
+
+        Raises OverBudgetError for a plan that does not fit, ServingError for a run that has ended.
+        """
+        check_plan(plan)
+        with self._lock:
+            self._check_open(0)
+            self._queries = queries
+            for name in queries.keys() - self._tallies.keys():
+                self._tallies[name] = Tally()
+            self._device.replan(plan)
+
+    def follows(self, plan: EdgePlan) -> bool:
+        """Whether that plan is in force. ServingError for a run that has ended."""
+        with self._lock:
+            self._check_open(0)
+        return self._scheduler.plan is plan
+
+    def settle(self, manifest: Manifest, planned: PolicyPlan) -> None:
+        """Take note that a release is being served now, in which a plan followed before has ended."""
+        with self._lock:
+            self.manifest, self.planned = manifest, planned
+            self._tallies = {name: self._tallies[name] for name in manifest.queries} | {
+                pending.frame.query: self._tallies[pending.frame.query] for pending in self._pending.values()
+            }
 
     def stop(self) -> None:
         """Take no more frames, let what is pending end, resolve every future, free the device."""
@@ -89,7 +126,7 @@ class ReleaseRun:
         """The release and its queries right now."""
         device = self._device
         with self._lock:
-            queries = {name: tally.status(**self._bytes_of(name)) for name, tally in self._tallies.items()}
+            queries = {name: self._tallies[name].status(**self._bytes_of(name)) for name in self.manifest.queries}
         return EngineStatus(
             release=self.manifest.release,
             device=str(device.residence.device),
@@ -131,20 +168,31 @@ class ReleaseRun:
         frame = verdict.frame
         answer = self._device.answers.pop(frame.frame, None)
         if isinstance(verdict, Answered):
-            self._resolve(frame, answer, None, verdict.now_ms)
+            image = self._device.frames[frame.frame]
+            self._resolve(frame, answer, None, verdict.now_ms, verdict.release)
+            if answer is not None and frame.query in self.manifest.queries:
+                self.samples.offer(frame.query, image, answer, verdict.now_ms)
         else:
             self._resolve(frame, None, verdict.reason, verdict.now_ms)
 
-    def _resolve(self, frame: Frame, answer: Answer | None, reason: str | None, now_ms: float) -> None:
+    def _resolve(
+        self, frame: Frame, answer: Answer | None, reason: str | None, now_ms: float, release: int = 0
+    ) -> None:
         latency_ms = now_ms - frame.arrived_ms
         with self._lock:
             pending = self._pending.pop(frame.frame)
             self._pending_bytes -= pending.pixel_bytes
             del self._device.frames[frame.frame]
             tally = self._tallies[frame.query]
-            tally.count(answer, reason, latency_ms)
+            tally.count(answer, reason, latency_ms, release)
             given = FrameAnswer(
-                frame.query, frame.frame, tally.last_answer, reason is None, reason, latency_ms, self.manifest.release
+                frame.query,
+                frame.frame,
+                tally.last_answer,
+                reason is None,
+                reason,
+                latency_ms,
+                tally.last_release or self.manifest.release,
             )
         # Outside the lock: whoever waits may submit the next frame from a callback.
         if pending.future.set_running_or_notify_cancel():

@@ -29,6 +29,8 @@ class QueryStatus:
     weights_bytes: int
     # The part of `weights_bytes` that another query uses too.
     shared_bytes: int
+    # Of the stale ones, those whose inference or weights failed.
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +66,22 @@ class Tally:
     arrived: int = 0
     answered: int = 0
     stale: int = 0
+    failed: int = 0
     last_answer: Answer | None = None
+    # 0 where only one was ever served.
+    last_release: int = 0
     last_reason: str | None = None
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
 
-    def count(self, answer: Answer | None, reason: str | None, latency_ms: float) -> None:
+    def count(self, answer: Answer | None, reason: str | None, latency_ms: float, release: int = 0) -> None:
         """Take in one frame's verdict: answered when there is no reason against it."""
         if reason is None:
             self.answered += 1
-            self.last_answer = answer
+            self.last_answer, self.last_release = answer, release
             self.latencies_ms.append(latency_ms)
         else:
             self.stale += 1
+            self.failed += reason.startswith("failed")
             self.last_reason = reason
 
     def status(self, *, weights_bytes: int, shared_bytes: int) -> QueryStatus:
@@ -91,6 +97,7 @@ class Tally:
             last_reason=self.last_reason,
             weights_bytes=weights_bytes,
             shared_bytes=shared_bytes,
+            failed=self.failed,
         )
 
 

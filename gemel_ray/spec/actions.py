@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gemel_ray.spec.plan import EdgePlan
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:
@@ -44,6 +46,8 @@ class Infer:
     frames: tuple[int, ...]
     workspace_bytes: int
     predicted_ms: float
+    # As in spec.plan.PlannedQuery: which of the query's models, while one takes another's place.
+    release: int = 0
 
 
 Action = Load | Evict | Infer
@@ -75,15 +79,24 @@ class Stopped:
     now_ms: float
 
 
-Event = Arrived | Done | Stopped
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """Another plan, in the same budget, is to be followed from the next inference on."""
+
+    plan: EdgePlan
+    now_ms: float
+
+
+Event = Arrived | Done | Stopped | Replanned
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A frame was answered by a forward pass of its own."""
+    """A frame was answered by a forward pass of its own, of the model of that release."""
 
     frame: Frame
     now_ms: float
+    release: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,10 @@ class PlannedQuery:
     batch_size: int
     run_ms: Mapping[int, float]
     workspace_bytes: Mapping[int, int]
+    # After which fraction of a run each weight set is first needed; 0, from the start, for those not named.
+    needed_after: Mapping[str, float] = field(default_factory=dict)
+    # The release whose model it is; 0 where there is only one. Answers say it.
+    release: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ def test_weights_in_use_are_not_evicted(four, frame_of, device_for):
         running.set()
         go_on.wait(60)
 
-    device._skeletons["c"]._model.register_forward_pre_hook(hold)
+    device.skeleton("c", 0)._model.register_forward_pre_hook(hold)
     device.frames[0] = frame_of()
     device.start(Infer("c", (0,), WORKSPACE_BYTES, 1.0))
     running.wait(60)
@@ -178,7 +178,7 @@ def test_a_load_goes_on_while_the_other_lane_computes(four, frame_of, device_for
     device = device_for(four, 10**9)
     load_query(device, four, "c")
     go_on = threading.Event()
-    device._skeletons["c"]._model.register_forward_pre_hook(lambda *_: go_on.wait(60) and None)
+    device.skeleton("c", 0)._model.register_forward_pre_hook(lambda *_: go_on.wait(60) and None)
     device.frames[0] = frame_of()
     device.start(Infer("c", (0,), WORKSPACE_BYTES, 1.0))
     device.start(load_of(four, four.manifest.blobs_of("d")[0]))

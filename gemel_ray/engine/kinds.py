@@ -1,0 +1,40 @@
+"""What models cost on this device, by their form: measured once, and true for all later releases of that form."""
+
+from __future__ import annotations
+
+from gemel_ray.engine.models import kind_of
+from gemel_ray.spec.errors import ServingError
+from gemel_ray.spec.profile import DeviceProfile, QueryProfile
+from gemel_ray.spec.release import Manifest
+
+
+class KindCosts:
+    """Profiles by kind of model. A release changes weights, which cost what they cost before."""
+
+    def __init__(self) -> None:
+        self._queries: dict[str, QueryProfile] = {}
+        self._device: DeviceProfile | None = None
+
+    def learn(self, manifest: Manifest, profile: DeviceProfile) -> None:
+        """Keep what was measured, of the queries that the profile has."""
+        for name in manifest.queries.keys() & profile.queries.keys():
+            self._queries[kind_of(manifest.queries[name].query.model)] = profile.queries[name]
+        self._device = profile
+
+    def unknown(self, manifest: Manifest) -> tuple[str, ...]:
+        """One query for each kind of model that was never measured here."""
+        found: dict[str, str] = {}
+        for name, released in manifest.queries.items():
+            found.setdefault(kind_of(released.query.model), name)
+        return tuple(name for kind, name in found.items() if kind not in self._queries)
+
+    def profile(self, manifest: Manifest) -> DeviceProfile:
+        """Of all the release's queries. ServingError for a model of a form that was never measured here."""
+        if unknown := self.unknown(manifest):
+            raise ServingError(
+                f"query {unknown[0]!r} has a model of a form that was never measured on this device; restart the "
+                "engine to serve it"
+            )
+        assert self._device is not None, "nothing unknown, so something was learnt, or the release is empty"
+        kinds = {name: kind_of(released.query.model) for name, released in manifest.queries.items()}
+        return self._device.model_copy(update={"queries": {name: self._queries[kind] for name, kind in kinds.items()}})
