@@ -127,7 +127,7 @@ class HostArena:
                 return start
             start = used_end
         if self._span_bytes - start < count_bytes:
-            raise MemoryError(f"no {count_bytes} addresses in a row among {self._span_bytes}; weights exceed the budget")
+            raise MemoryError(f"no {count_bytes} free addresses in a row; weights exceed the budget many times")
         return start
 
     def _use(self, piece: Range) -> None:

@@ -177,7 +177,8 @@ def _query_profile(
         # Before the timing, so that it warms the model up as well.
         workspace_bytes[size] = peak_bytes(work, skeleton.device)
         run_ms[size] = statistics.median(_took_ms(work) for _ in range(repeats))
-    return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes)
+    first_use = skeleton.first_uses([frame], residence)
+    return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes, first_use=first_use)
 
 
 def _took_ms(work: Work) -> float:

@@ -54,6 +54,10 @@ class Residence:
         del self._held[weight]
         self.arena.give_back(self._pieces.pop(weight))
 
+    def __contains__(self, weight: str) -> bool:
+        """Whether a weight set has fully arrived."""
+        return weight in self._held
+
     def tensors(self, weight: str) -> Tensors:
         """A resident weight set's tensors by short name."""
         return self._held[weight]

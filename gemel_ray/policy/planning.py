@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemel_ray.policy.batching import Demand, choose_batch_sizes, expect
 from gemel_ray.policy.duty_cycle import Round, TurnCost, bundle
@@ -100,6 +100,22 @@ def plan_queries(
     )  # fmt: skip
     planned = tuple(_planned(name, weights[name], chosen.sizes[name], _profile_of(name, profile)) for name in order)
     return EdgePlan(planned, weight_bytes, load_ms, budget_bytes, overlap)
+
+
+def in_order_of_use(plan: EdgePlan, manifest: Manifest, profile: DeviceProfile) -> EdgePlan:
+    """The same plan, each query's weights in the order in which a run needs them, and after which part of it.
+
+    What the profile says nothing about counts as needed from the start.
+    """
+    return replace(plan, queries=tuple(_in_order_of_use(query, manifest, profile) for query in plan.queries))
+
+
+def _in_order_of_use(query: PlannedQuery, manifest: Manifest, profile: DeviceProfile) -> PlannedQuery:
+    first_use = profile.queries[query.name].first_use
+    at: dict[str, float] = {}
+    for path, weight in manifest.queries[query.name].weights.items():
+        at[weight] = min(first_use.get(path, 0.0), at.get(weight, 1.0))
+    return replace(query, weights=tuple(sorted(query.weights, key=at.__getitem__)), needed_after=at)
 
 
 def _profile_of(name: str, profile: DeviceProfile) -> QueryProfile:

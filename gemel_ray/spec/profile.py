@@ -16,6 +16,9 @@ class QueryProfile(Strict):
 
     run_ms: Annotated[dict[int, NonNegative], Field(min_length=1)]
     workspace_bytes: dict[int, int]
+    # By module path in the release: after which fraction of a run the weights there are first needed. Empty where
+    # nobody watched; everything counts as needed from the start then.
+    first_use: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _same_batch_sizes(self) -> QueryProfile:

@@ -58,7 +58,7 @@ def test_a_limit_takes_what_is_only_at_hand_and_nothing_that_is_in_use():
 
 def test_weights_beyond_all_addresses_are_refused():
     arena = HostArena(PAGE)
-    with pytest.raises(MemoryError, match="exceed the budget"):
+    with pytest.raises(MemoryError, match="weights exceed the budget"):
         arena.take(100 * PAGE)
 
 
