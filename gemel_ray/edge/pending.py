@@ -1,12 +1,14 @@
-"""Frames that wait for one query's turn: newest wins, late ones go, and some are never dropped."""
+"""Frames that wait for their query's turn: newest wins, late ones go, and some are never dropped."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Iterator
 
+from gemel_ray.edge.turnset import TurnSet
 from gemel_ray.spec.actions import Frame
-from gemel_ray.spec.plan import PlannedQuery
+from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 
 class PendingFrames:
@@ -96,3 +98,71 @@ class PendingFrames:
         self._kept.clear()
         self._droppable.clear()
         return given_up
+
+
+class AllPending:
+    """The waiting frames of all queries of a plan. Whatever a method gives back is no longer pending."""
+
+    def __init__(self, plan: EdgePlan) -> None:
+        self._of = {query.name: PendingFrames(query) for query in plan.queries}
+        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        # The turns of queries with frames; kept, as it is asked for far more often than it changes.
+        self.turns = TurnSet()
+
+    def __getitem__(self, query: str) -> PendingFrames:
+        """To be asked, not to be changed."""
+        return self._of[query]
+
+    def __contains__(self, query: str) -> bool:
+        return query in self._of
+
+    def __len__(self) -> int:
+        return sum(len(frames) for frames in self._of.values())
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the queries."""
+        return iter(self._of)
+
+    def admit(self, queries: Iterable[PlannedQuery]) -> None:
+        """Take frames of these as well, before a plan with them holds."""
+        for query in queries:
+            self._of.setdefault(query.name, PendingFrames(query))
+
+    def follow(self, plan: EdgePlan) -> tuple[Frame, ...]:
+        """Let another plan hold from now on; gives the frames of queries that it lacks."""
+        self.admit(plan.queries)
+        gone = [frame for name in self._of.keys() - plan.names for frame in self._of.pop(name).clear()]
+        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        self.turns = TurnSet()
+        for query in plan.queries:
+            self._of[query.name].follow(query)
+            self._note(query.name)
+        return tuple(gone)
+
+    def add(self, frame: Frame) -> tuple[Frame, ...]:
+        """See PendingFrames.add."""
+        gone = self._of[frame.query].add(frame)
+        self._note(frame.query)
+        return gone
+
+    def drop_late(self, query: str, earliest_start_ms: float) -> tuple[Frame, ...]:
+        """See PendingFrames.drop_late."""
+        late = self._of[query].drop_late(earliest_start_ms)
+        self._note(query)
+        return late
+
+    def take(self, query: str, batch: tuple[Frame, ...]) -> tuple[Frame, ...]:
+        """See PendingFrames.take."""
+        older = self._of[query].take(batch)
+        self._note(query)
+        return older
+
+    def clear(self, query: str) -> tuple[Frame, ...]:
+        """See PendingFrames.clear."""
+        given_up = self._of[query].clear()
+        self._note(query)
+        return given_up
+
+    def _note(self, query: str) -> None:
+        if query in self._turn_of:
+            self.turns.set(self._turn_of[query], len(self._of[query]) > 0)

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from gemel_ray.edge.ledger import Ledger
+from gemel_ray.edge.turnset import TurnSet
 from gemel_ray.policy.eviction import EVICTIONS, turns_ahead, turns_of
-from gemel_ray.policy.residency import Swap, plan_ahead
+from gemel_ray.policy.residency import Swap, plan_ahead, that_fit
 from gemel_ray.spec.actions import Action, Done, Evict, Infer, Load
 from gemel_ray.spec.errors import ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
@@ -31,8 +32,10 @@ class Residents:
         # Reserved, and of these fully arrived.
         self._held: set[str] = set()
         self._arrived: set[str] = set()
-        # How many of its weights each query still waits for; asked far more often than weights come and go.
+        # How many of its weights each query still waits for, and which turns wait for none: asked far more often than
+        # weights come and go.
         self._lacking = {query.name: len({*query.weights}) for query in plan.queries}
+        self.ready = self._find_ready()
         # Loads under way, in the order of the device's lane, and when the first of them began.
         self._lane: dict[str, Load] = {}
         self._lane_began_ms = 0.0
@@ -53,6 +56,7 @@ class Residents:
         self._turns = turns_of([query.weights for query in plan.queries])
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._lacking = {query.name: len({*query.weights} - self._arrived) for query in plan.queries}
+        self.ready = self._find_ready()
         self._moves += 1
 
     def have(self, query: PlannedQuery) -> bool:
@@ -69,13 +73,17 @@ class Residents:
             return 0.0
         return self._lane_ms(now_ms) + sum(self._plan.load_ms[weight] for weight in self._missing(query))
 
+    def is_in_vain(self, query: PlannedQuery) -> bool:
+        """Whether there is no use in bringing a query in: nothing has moved since that was last asked, or nothing is
+        missing."""
+        tried, self._tried = self._tried, (query.name, self._moves)
+        return tried == self._tried or not self._missing(query)
+
     def bring(self, query: PlannedQuery, now_ms: float, *, from_turn: int, workspace_bytes: int) -> list[Action]:
         """Evictions and loads that bring in all of a query's weights that fit beside its workspace.
 
         `from_turn` is the place in the order from which the distance of next uses counts.
         """
-        if self._is_in_vain(query):
-            return []
         swap = self._swap(query.weights, workspace_bytes, from_turn=from_turn, pinned=self._lane)
         return self._moved(swap, now_ms)
 
@@ -95,16 +103,15 @@ class Residents:
         evicted only for what arrives before the computation ends: after it the weights just used may go, and no others
         are needed later than those. Free room is filled in any case.
         """
-        if self._is_in_vain(query):
-            return []
         soon = self._arriving(query, until_ms - now_ms - self._lane_ms(now_ms))
         kept = [weight for name in (computing.query, *sooner) for weight in self._weights_of(name)]
         pinned = {*kept, *self._lane, *query.weights}
         workspace_bytes = max(computing.workspace_bytes, *sooner.values(), 0)
         swap = self._swap(soon, workspace_bytes, from_turn=from_turn, pinned=pinned)
         actions = self._moved(swap, now_ms)
-        filling = self._swap(query.weights, workspace_bytes, from_turn=from_turn, pinned=self._held)
-        return actions + self._moved(filling, now_ms)
+        free_bytes = self._room_bytes(workspace_bytes)
+        filling = that_fit(self._missing(query), self._plan.weight_bytes, free_bytes)
+        return actions + self._load(filling, now_ms)
 
     def has_room(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> bool:
         """Whether the query's weights and workspace fit beside weights that must not go."""
@@ -142,8 +149,7 @@ class Residents:
             self._forget(load.weight)
             return
         self._arrived.add(load.weight)
-        for turn in self._turns.get(load.weight, ()):
-            self._lacking[self._plan.queries[turn].name] -= 1
+        self._count_lacking(load.weight, -1)
 
     def _missing(self, query: PlannedQuery) -> list[str]:
         return [weight for weight in query.weights if weight not in self._held]
@@ -166,15 +172,14 @@ class Residents:
             arriving.append(weight)
         return arriving
 
-    def _is_in_vain(self, query: PlannedQuery) -> bool:
-        """Whether nothing is missing, or nothing has moved since bringing it in was last tried."""
-        tried, self._tried = self._tried, (query.name, self._moves)
-        return tried == self._tried or not self._missing(query)
-
     def _weights_of(self, name: str) -> tuple[str, ...]:
         return self._plan.queries[self._turn_of[name]].weights
 
     def _swap(self, needed: Sequence[str], workspace_bytes: int, *, from_turn: int, pinned: Collection[str]) -> Swap:
+        missing = [weight for weight in needed if weight not in self._held]
+        if sum(self._plan.weight_bytes[weight] for weight in missing) <= self._room_bytes(workspace_bytes):
+            # The common case, decided without a look at all that is held.
+            return Swap((), tuple(dict.fromkeys(missing)))
         cycle = len(self._plan.queries)
 
         def first_to_go(weight: str) -> float:
@@ -190,6 +195,10 @@ class Residents:
             next_use=first_to_go,
             pinned=pinned,
         )
+
+    def _room_bytes(self, workspace_bytes: int) -> int:
+        """What can be loaded beside so much workspace without any eviction."""
+        return self._plan.budget_bytes - workspace_bytes - self._ledger.resident_bytes
 
     def _turns_ago(self, weight: str) -> int:
         return self._turns_taken - self._last_used.get(weight, self._turns_taken)
@@ -224,5 +233,16 @@ class Residents:
         self._moves += 1
         if weight in self._arrived:
             self._arrived.remove(weight)
-            for turn in self._turns.get(weight, ()):
-                self._lacking[self._plan.queries[turn].name] += 1
+            self._count_lacking(weight, 1)
+
+    def _count_lacking(self, weight: str, more: int) -> None:
+        for turn in self._turns.get(weight, ()):
+            name = self._plan.queries[turn].name
+            self._lacking[name] += more
+            self.ready.set(turn, not self._lacking[name])
+
+    def _find_ready(self) -> TurnSet:
+        ready = TurnSet()
+        for turn, query in enumerate(self._plan.queries):
+            ready.set(turn, not self._lacking[query.name])
+        return ready

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 
-from gemel_ray.edge.pending import PendingFrames
+from gemel_ray.edge.pending import AllPending
 from gemel_ray.edge.residents import Residents
 from gemel_ray.edge.turns import Turn, check_plan
+from gemel_ray.edge.turnset import TurnSet
 from gemel_ray.spec.actions import (
     Action,
     Answered,
@@ -53,7 +53,7 @@ class Scheduler:
         self._is_work_conserving = work_conserving and plan.overlap
         self._residents = Residents(plan, eviction)
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
-        self._pending = {query.name: PendingFrames(query) for query in plan.queries}
+        self._pending = AllPending(plan)
         self._verdicts: list[Verdict] = []
         self._lost_in_a_row = dict.fromkeys((query.name for query in plan.queries), 0)
         self._computing: Turn | None = None
@@ -72,7 +72,7 @@ class Scheduler:
     def pending(self) -> int:
         """Frames without a verdict."""
         computing = len(self._computing.frames) if self._computing else 0
-        return computing + sum(len(frames) for frames in self._pending.values())
+        return computing + len(self._pending)
 
     def handle(self, event: Event) -> list[Action]:
         """What the device is to do next, in this order. ServingError for a frame of an unknown query."""
@@ -97,23 +97,19 @@ class Scheduler:
         name = event.frame.query
         if name not in self._pending:
             raise ServingError(f"no query {name!r} is planned here; {nearest(name, self._pending)}")
-        self._drop(self._pending[name].add(event.frame), event.now_ms, _NEWER)
+        self._drop(self._pending.add(event.frame), event.now_ms, _NEWER)
 
     def _take_in(self, plan: EdgePlan) -> None:
         check_plan(plan)
         self._next = plan
         # Frames of new queries may come before the inference under way has ended.
-        for query in plan.queries:
-            self._pending.setdefault(query.name, PendingFrames(query))
-            self._lost_in_a_row.setdefault(query.name, 0)
+        self._pending.admit(plan.queries)
+        self._lost_in_a_row = dict.fromkeys(self._pending, 0) | self._lost_in_a_row
 
     def _follow(self, plan: EdgePlan, now_ms: float) -> None:
         """Go over to another plan between two inferences, with all frames that wait."""
-        for name in self._pending.keys() - plan.names:
-            self._drop(self._pending.pop(name).clear(), now_ms, _GONE)
-            del self._lost_in_a_row[name]
-        for query in plan.queries:
-            self._pending[query.name].follow(query)
+        self._drop(self._pending.follow(plan), now_ms, _GONE)
+        self._lost_in_a_row = {name: self._lost_in_a_row[name] for name in self._pending}
         former = self._plan.queries[self._last_turn].name if self._last_turn >= 0 else None
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._last_turn = self._turn_of.get(former or "", -1)
@@ -133,7 +129,7 @@ class Scheduler:
         else:
             self._retried.discard(load.weight)
             reason = f"failed: weights {load.weight} did not load: {done.failure}"
-            self._drop(self._pending[query.name].clear(), done.now_ms, reason)
+            self._drop(self._pending.clear(query.name), done.now_ms, reason)
             self._preparing = None
 
     def _end_turn(self, done: Done) -> None:
@@ -190,36 +186,36 @@ class Scheduler:
         A work-conserving scheduler passes over those that are ready and, while there are others, over those that would
         have no frame in time once their weights are there.
         """
-        waiting = [query for query in self._from_last_turn() if self._pending[query.name]]
-        if self._is_work_conserving:
-            waiting = [query for query in waiting if not self._residents.have(query)]
-            free_ms = self._computing.until_ms if self._computing else now_ms
-            for query in waiting:
-                start_ms = max(free_ms, now_ms + self._residents.wait_ms(query, now_ms))
-                if self._pending[query.name].will_have(start_ms):
-                    return query
-        return waiting[0] if waiting else None
+        if not self._is_work_conserving:
+            return next(self._in_turn(self._pending.turns), None)
+        lacking = self._pending.turns - self._residents.ready
+        free_ms = self._computing.until_ms if self._computing else now_ms
+        for query in self._in_turn(lacking):
+            start_ms = max(free_ms, now_ms + self._residents.wait_ms(query, now_ms))
+            if self._pending[query.name].will_have(start_ms):
+                return query
+        return next(self._in_turn(lacking), None)
 
-    def _from_last_turn(self) -> Iterable[PlannedQuery]:
-        queries, first = self._plan.queries, self._last_turn + 1
-        return chain(queries[first:], queries[:first])
+    def _in_turn(self, turns: TurnSet) -> Iterator[PlannedQuery]:
+        """The queries of these turns, from the one after the last turn on."""
+        return (self._plan.queries[turn] for turn in turns.walk(self._last_turn + 1))
 
     def _ready_before(self, last: PlannedQuery | None) -> Iterator[PlannedQuery]:
         """Queries up to `last`, in the order of their turns, that have both frames and weights."""
-        for query in self._from_last_turn():
-            if self._pending[query.name] and self._residents.have(query):
-                yield query
-            if query is last:
+        first, cycle = self._last_turn + 1, len(self._plan.queries)
+        most = cycle if last is None else (self._turn_of[last.name] - first) % cycle
+        for turn in (self._pending.turns & self._residents.ready).walk(first):
+            if (turn - first) % cycle > most:
                 return
+            yield self._plan.queries[turn]
 
     def _start_turn(self, now_ms: float) -> list[Action]:
         """Start the query being prepared, or one nearer in the order whose weights are there, if one can start now."""
         ready = list(self._ready_before(self._preparing))
         starving = [query for query in ready if self._is_work_conserving and self._is_starving(query)]
         for query in (*starving, *ready):
-            frames = self._pending[query.name]
-            self._drop(frames.drop_late(now_ms), now_ms, _LATE)
-            batch = frames.choose(now_ms)
+            self._drop(self._pending.drop_late(query.name, now_ms), now_ms, _LATE)
+            batch = self._pending[query.name].choose(now_ms)
             if batch and self._has_room(query, batch):
                 # Out of turn, the order stays as it is.
                 start = self._infer if query in starving else self._take_turn
@@ -261,7 +257,7 @@ class Scheduler:
         return actions
 
     def _infer(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
-        self._drop(self._pending[query.name].take(batch), now_ms, _NEWER)
+        self._drop(self._pending.take(query.name, batch), now_ms, _NEWER)
         size, frames = len(batch), tuple(frame.frame for frame in batch)
         infer = Infer(query.name, frames, query.workspace_bytes[size], query.run_ms[size], query.release)
         evictions = self._residents.begin_turn(query, infer.workspace_bytes, beside=self._beside(query))
@@ -270,23 +266,43 @@ class Scheduler:
 
     def _prepare(self, query: PlannedQuery, now_ms: float) -> list[Action]:
         """Load what fits of the query's missing weights: beside the turn that computes, or at once."""
-        turn, from_turn, sooner = self._computing, self._turn_of[query.name], {}
-        if self._is_work_conserving:
-            from_turn = (self._last_turn + 1) % len(self._plan.queries)
-            ready = (other for other in self._ready_before(query) if other is not query)
-            sooner = {other.name: self._next_workspace_bytes(other) for other in ready}
-        if turn is not None:
-            return self._residents.bring_ahead(
-                query, now_ms, turn.infer, until_ms=turn.until_ms, from_turn=from_turn, sooner=sooner
-            )
-        if sooner:
+        if self._computing is not None:
+            return self._prepare_beside(self._computing, query, now_ms)
+        if any(self._sooner_than(query)):
             # They only wait for loads under way to end, and must not lose their weights meanwhile.
             return []
-        workspace_bytes = self._next_workspace_bytes(query)
-        actions = self._residents.bring(query, now_ms, from_turn=from_turn, workspace_bytes=workspace_bytes)
-        late = self._pending[query.name].drop_late(now_ms + self._residents.wait_ms(query, now_ms))
-        self._drop(late, now_ms, _LATE)
+        actions: list[Action] = []
+        if not self._residents.is_in_vain(query):
+            workspace_bytes = self._next_workspace_bytes(query)
+            actions = self._residents.bring(
+                query, now_ms, from_turn=self._ahead_from(query), workspace_bytes=workspace_bytes
+            )
+        start_ms = now_ms + self._residents.wait_ms(query, now_ms)
+        self._drop(self._pending.drop_late(query.name, start_ms), now_ms, _LATE)
         return actions
+
+    def _prepare_beside(self, turn: Turn, query: PlannedQuery, now_ms: float) -> list[Action]:
+        if self._residents.is_in_vain(query):
+            return []
+        return self._residents.bring_ahead(
+            query,
+            now_ms,
+            turn.infer,
+            until_ms=turn.until_ms,
+            from_turn=self._ahead_from(query),
+            sooner={other.name: self._next_workspace_bytes(other) for other in self._sooner_than(query)},
+        )
+
+    def _sooner_than(self, query: PlannedQuery) -> Iterator[PlannedQuery]:
+        """Queries that a work-conserving scheduler has passed over for this one, as they are ready."""
+        if self._is_work_conserving:
+            yield from (other for other in self._ready_before(query) if other is not query)
+
+    def _ahead_from(self, query: PlannedQuery) -> int:
+        """The turn from which the distance of next uses counts while this query's weights are brought in."""
+        if self._is_work_conserving:
+            return (self._last_turn + 1) % len(self._plan.queries)
+        return self._turn_of[query.name]
 
     def _next_workspace_bytes(self, query: PlannedQuery) -> int:
         """Of a batch of all that is pending, or of one frame."""

@@ -56,7 +56,7 @@ def plan_ahead(
     held = set(resident)
     kept = held.intersection((*needed, *pinned))
     missing = [weight for weight in dict.fromkeys(needed) if weight not in held]
-    load = _that_fit(missing, weight_bytes, budget_bytes - _total(kept, weight_bytes))
+    load = that_fit(missing, weight_bytes, budget_bytes - _total(kept, weight_bytes))
     over_bytes = _total(held, weight_bytes) + _total(load, weight_bytes) - budget_bytes
     return Swap(_victims(held - kept, weight_bytes, next_use, over_bytes) if over_bytes > 0 else (), load)
 
@@ -65,7 +65,8 @@ def _total(weights: Iterable[str], weight_bytes: Mapping[str, int]) -> int:
     return sum(weight_bytes[weight] for weight in weights)
 
 
-def _that_fit(missing: Iterable[str], weight_bytes: Mapping[str, int], room_bytes: int) -> tuple[str, ...]:
+def that_fit(missing: Iterable[str], weight_bytes: Mapping[str, int], room_bytes: int) -> tuple[str, ...]:
+    """Of missing weights, in order, each one that fits into the room that those before it leave."""
     fitting = []
     for weight in missing:
         if weight_bytes[weight] <= room_bytes:
