@@ -1,1 +1,0 @@
-cd /tmp/study/dev2; PYTHONPATH=/tmp/study/dev2 nice timeout 500 /tmp/venv/bin/python -m pytest -q -x -p no:cacheprovider tests/pure/test_turnset.py tests/pure/test_scheduler.py tests/pure/test_simulation.py tests/pure/test_transition.py tests/conformance/test_scheduler_on_both_devices.py 2>&1 | tail -4
