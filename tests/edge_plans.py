@@ -53,6 +53,7 @@ def plans(draw, overlap=EITHER):
             batch_size=(batch := draw(st.integers(1, 3))),
             run_ms={size: draw(st.floats(0, 30)) for size in range(1, batch + 1)},
             workspace_bytes={size: draw(st.integers(0, 20)) for size in range(1, batch + 1)},
+            needed_after=draw(st.dictionaries(st.sampled_from(names), st.floats(0, 1))),
         )
         for place in range(draw(st.integers(1, 5)))
     )

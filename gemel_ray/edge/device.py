@@ -27,7 +27,8 @@ class Device(Protocol):
 
         Raises OverBudgetError before anything is allocated when the bytes would not fit, and ValueError on an
         action that makes no sense: loading what is resident, evicting what is absent or in use, inferring with
-        weights that have not fully arrived.
+        weights that are neither there nor on their way. No layer computes before its weights have fully arrived; an
+        inference whose weights fail to arrive fails.
         """
         ...
 

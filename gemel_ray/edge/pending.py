@@ -92,6 +92,10 @@ class PendingFrames:
         self._droppable = deque(frame for frame in left if frame not in older)
         return older
 
+    def put_back(self, frames: Iterable[Frame]) -> None:
+        """Frames that were taken and must not be dropped wait again, before all others."""
+        self._kept.extendleft(reversed([frame for frame in frames if not frame.droppable]))
+
     def clear(self) -> tuple[Frame, ...]:
         """Give up on all frames."""
         given_up = (*self._kept, *self._droppable)
@@ -144,6 +148,11 @@ class AllPending:
         gone = self._of[frame.query].add(frame)
         self._note(frame.query)
         return gone
+
+    def put_back(self, query: str, frames: Iterable[Frame]) -> None:
+        """See PendingFrames.put_back."""
+        self._of[query].put_back(frames)
+        self._note(query)
 
     def drop_late(self, query: str, earliest_start_ms: float) -> tuple[Frame, ...]:
         """See PendingFrames.drop_late."""

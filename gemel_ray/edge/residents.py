@@ -67,11 +67,28 @@ class Residents:
         """Whether any of the query's weights is on its way."""
         return any(weight in self._lane for weight in query.weights)
 
+    def is_coming(self, query: PlannedQuery) -> bool:
+        """Whether each of the query's weights is there or on its way."""
+        return not self._missing(query)
+
     def wait_ms(self, query: PlannedQuery, now_ms: float) -> float:
-        """Predicted time until all the query's weights are there, if what is missing is loaded next."""
+        """Predicted time until the query can compute without ever waiting for weights, if what is missing is loaded
+        next: a weight that is needed only after a part of the run may arrive by then."""
         if self.have(query):
             return 0.0
-        return self._lane_ms(now_ms) + sum(self._plan.load_ms[weight] for weight in self._missing(query))
+        missing, arrival_ms = self._missing(query), self._lane_ms(now_ms)
+        if not query.needed_after:
+            return arrival_ms + sum(self._plan.load_ms[weight] for weight in missing)
+        arrivals_ms = self._arrivals_ms(now_ms)
+        for weight in missing:
+            arrival_ms += self._plan.load_ms[weight]
+            arrivals_ms[weight] = arrival_ms
+        needed_ms = {weight: query.needed_after.get(weight, 0.0) * query.run_ms[1] for weight in query.weights}
+        return max(0.0, *(arrivals_ms.get(weight, 0.0) - needed_ms[weight] for weight in needed_ms))
+
+    def next_arrival_ms(self, now_ms: float) -> float:
+        """Predicted time until the first of the loads under way ends; 0 when there are none."""
+        return min(self._arrivals_ms(now_ms).values(), default=0.0)
 
     def is_in_vain(self, query: PlannedQuery) -> bool:
         """Whether there is no use in bringing a query in: nothing has moved since that was last asked, or nothing is
@@ -161,6 +178,14 @@ class Residents:
         head = next(iter(self._lane.values()))
         gone_ms = min(now_ms - self._lane_began_ms, head.predicted_ms)
         return sum(load.predicted_ms for load in self._lane.values()) - gone_ms
+
+    def _arrivals_ms(self, now_ms: float) -> dict[str, float]:
+        """Predicted times until each of the loads under way ends."""
+        arrivals_ms: dict[str, float] = {}
+        for weight, load in self._lane.items():
+            gone_ms = 0.0 if arrivals_ms else min(now_ms - self._lane_began_ms, load.predicted_ms)
+            arrivals_ms[weight] = load.predicted_ms - gone_ms + max(arrivals_ms.values(), default=0.0)
+        return arrivals_ms
 
     def _arriving(self, query: PlannedQuery, within_ms: float) -> list[str]:
         """The missing weights that can be loaded in so much time, or the last of them for the better half."""

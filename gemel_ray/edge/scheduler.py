@@ -36,8 +36,9 @@ class Scheduler:
 
     One inference computes at a time; one further query is being prepared, its missing weights loaded, meanwhile. A
     work-conserving scheduler prepares the next query in the order that lacks weights, past those that are ready, and
-    lets ready ones from behind it compute while nothing else can. All bytes are accounted for, so that a device never
-    has to refuse an action.
+    lets ready ones from behind it compute while nothing else can; a query may start before its last weights have
+    arrived, where it needs them only later. All bytes are accounted for, so that a device never has to refuse an
+    action.
     """
 
     def __init__(self, plan: EdgePlan, *, eviction: str = "furthest_next_use", work_conserving: bool = True) -> None:
@@ -61,6 +62,8 @@ class Scheduler:
         self._last_turn = -1
         # Weights whose load has failed once for the query being prepared.
         self._retried: set[str] = set()
+        # Queries that failed when started before all their weights were there.
+        self._only_whole: set[str] = set()
         self._stopped = False
 
     @property
@@ -139,10 +142,21 @@ class Scheduler:
         self._residents.end_turn(turn.infer.workspace_bytes)
         self._computing = None
         if done.failure is not None:
-            self._drop(turn.frames, done.now_ms, f"failed: {done.failure}")
+            again = [frame for frame in turn.frames if turn.is_early and not frame.droppable]
+            self._pending.put_back(turn.query.name, again)
+            lost = [frame for frame in turn.frames if frame not in again]
+            self._drop(lost, done.now_ms, f"failed: {done.failure}")
         else:
             self._verdicts += [Answered(frame, done.now_ms, turn.query.release) for frame in turn.frames]
             self._lost_in_a_row[turn.query.name] = 0
+        self._note_early(turn, failed=done.failure is not None)
+
+    def _note_early(self, turn: Turn, *, failed: bool) -> None:
+        """What was started before its weights were there and failed is not started so again, until it has answered."""
+        if not failed:
+            self._only_whole.discard(turn.query.name)
+        elif turn.is_early:
+            self._only_whole.add(turn.query.name)
 
     def _decide(self, now_ms: float) -> list[Action]:
         actions: list[Action] = []
@@ -159,7 +173,7 @@ class Scheduler:
         if self._preparing is not None and (self._computing is None or self._plan.overlap):
             actions += self._prepare(self._preparing, now_ms)
             if self._computing is None and self._is_work_conserving:
-                actions += self._fill(self._preparing, now_ms)
+                actions += self._fill(self._preparing, now_ms) or self._start_early(self._preparing, now_ms)
         return actions
 
     def _settle_preparing(self, now_ms: float) -> None:
@@ -239,6 +253,19 @@ class Scheduler:
                 return self._infer(query, batch, now_ms)
         return []
 
+    def _start_early(self, query: PlannedQuery, now_ms: float) -> list[Action]:
+        """Start the query being prepared before all its weights are there, where it would not wait for them long: less
+        than half as long as until the next of them arrives, when there would be another chance."""
+        wait_ms = self._residents.wait_ms(query, now_ms)
+        if (
+            query.name in self._only_whole
+            or not self._residents.is_coming(query)
+            or wait_ms > self._residents.next_arrival_ms(now_ms) / 2
+        ):
+            return []
+        batch = self._pending[query.name].choose(now_ms + wait_ms)
+        return self._take_turn(query, batch, now_ms) if batch and self._has_room(query, batch) else []
+
     def _has_room(self, query: PlannedQuery, batch: tuple[Frame, ...]) -> bool:
         return self._residents.has_room(query, query.workspace_bytes[len(batch)], beside=self._beside(query))
 
@@ -261,7 +288,8 @@ class Scheduler:
         size, frames = len(batch), tuple(frame.frame for frame in batch)
         infer = Infer(query.name, frames, query.workspace_bytes[size], query.run_ms[size], query.release)
         evictions = self._residents.begin_turn(query, infer.workspace_bytes, beside=self._beside(query))
-        self._computing = Turn(query, batch, infer, now_ms + infer.predicted_ms)
+        until_ms = now_ms + self._residents.wait_ms(query, now_ms) + infer.predicted_ms
+        self._computing = Turn(query, batch, infer, until_ms, is_early=not self._residents.have(query))
         return [*evictions, infer]
 
     def _prepare(self, query: PlannedQuery, now_ms: float) -> list[Action]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
-from gemel_ray.spec.plan import EdgePlan
+from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 
 def never_fails(action: Load | Infer) -> str | None:
@@ -42,6 +42,8 @@ class SimulatedDevice:
         self._load_lane_free_ms = 0.0
         self._compute_lane_free_ms = 0.0
         self._arrived: set[str] = set()
+        # How loads under way will end.
+        self._coming: dict[str, Done] = {}
         self._in_use: Counter[str] = Counter()
         self._pushed = 0
         # Time, then order of insertion: what is pushed first of what happens at once, happens first.
@@ -88,17 +90,30 @@ class SimulatedDevice:
         self._ledger.reserve(load.weight, load.bytes)
         took_ms = self._load_ms[load.weight]
         self._load_lane_free_ms = max(self._load_lane_free_ms, self._now_ms) + took_ms
-        self._push(Done(load, self._load_lane_free_ms, took_ms, self._failure_of(load)))
+        self._coming[load.weight] = Done(load, self._load_lane_free_ms, took_ms, self._failure_of(load))
+        self._push(self._coming[load.weight])
 
     def _start_infer(self, infer: Infer) -> None:
         query = self._queries[infer.query, infer.release]
-        if missing := [weight for weight in query.weights if weight not in self._arrived]:
-            raise ValueError(f"query {infer.query!r} cannot run: weights {missing} have not fully arrived")
+        if missing := [each for each in query.weights if each not in self._arrived and each not in self._coming]:
+            raise ValueError(f"query {infer.query!r} cannot run: weights {missing} are neither there nor on their way")
         self._ledger.reserve_workspace(infer.workspace_bytes)
         self._in_use.update(query.weights)
-        took_ms = query.run_ms[len(infer.frames)]
-        self._compute_lane_free_ms = max(self._compute_lane_free_ms, self._now_ms) + took_ms
-        self._push(Done(infer, self._compute_lane_free_ms, took_ms, self._failure_of(infer)))
+        begun_ms = max(self._compute_lane_free_ms, self._now_ms)
+        ended_ms, failure = self._computed(query, query.run_ms[len(infer.frames)], begun_ms)
+        self._compute_lane_free_ms = ended_ms
+        self._push(Done(infer, ended_ms, ended_ms - begun_ms, failure or self._failure_of(infer)))
+
+    def _computed(self, query: PlannedQuery, run_ms: float, begun_ms: float) -> tuple[float, str | None]:
+        """When an inference ends that waits for weights on their way as it needs them, and what failed to arrive."""
+        ended_ms = begun_ms + run_ms
+        for weight in query.weights:
+            arrival = self._coming.get(weight)
+            if arrival is not None and arrival.failure is not None:
+                return max(begun_ms, arrival.now_ms), f"weights {weight!r} did not arrive: {arrival.failure}"
+            if arrival is not None:
+                ended_ms = max(ended_ms, arrival.now_ms + (1 - query.needed_after.get(weight, 0.0)) * run_ms)
+        return ended_ms, None
 
     def _evict(self, evict: Evict) -> None:
         if evict.weight not in self._arrived:
@@ -112,7 +127,9 @@ class SimulatedDevice:
         if isinstance(done.action, Infer):
             self._in_use.subtract(self._queries[done.action.query, done.action.release].weights)
             self._ledger.release_workspace(done.action.workspace_bytes)
-        elif done.failure is None:
+            return
+        del self._coming[done.action.weight]
+        if done.failure is None:
             self._arrived.add(done.action.weight)
         else:
             self._ledger.release(done.action.weight)

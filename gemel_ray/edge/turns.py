@@ -18,6 +18,8 @@ class Turn:
     infer: Infer
     # When it is predicted to end.
     until_ms: float
+    # Whether it was started before all its weights had arrived.
+    is_early: bool = False
 
 
 def check_plan(plan: EdgePlan) -> None:

@@ -20,7 +20,7 @@ from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.status import BusyTime, DeviceUsage
 from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
 from gemel_ray.spec.answers import Answer
-from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.errors import ServingError, StoreError
 from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.vision.tasks import Image
 
@@ -54,6 +54,9 @@ class TorchDevice:
         self._ledger = ledger
         # The ledger counts weights from the start of their load; these have arrived and may be computed with.
         self._arrived: set[str] = set()
+        # Reserved, and not there yet.
+        self._coming: set[str] = set()
+        self._landed = threading.Condition(self._lock)
         self._in_use: Counter[str] = Counter()
         self._loads = 0
         self._loaded_bytes = 0
@@ -147,14 +150,15 @@ class TorchDevice:
     def _start_load(self, load: Load) -> None:
         with self._lock:
             self._ledger.reserve(load.weight, load.bytes)
+            self._coming.add(load.weight)
         self._in_flight += 1
         self._copying.put(partial(self._do, load, partial(self._load, load)))
 
     def _start_infer(self, infer: Infer) -> None:
         weights = self._skeletons[infer.query, infer.release].weights
         with self._lock:
-            if missing := [weight for weight in weights if weight not in self._arrived]:
-                raise ValueError(f"query {infer.query} cannot run: weights {missing} have not fully arrived")
+            if missing := [weight for weight in weights if weight not in self._arrived | self._coming]:
+                raise ValueError(f"query {infer.query} cannot run: {missing} are neither there nor on their way")
             self._ledger.reserve_workspace(infer.workspace_bytes)
             self._limit_arena()
             self._in_use.update(weights)
@@ -193,17 +197,30 @@ class TorchDevice:
         try:
             self._copy_in(load)
         except BaseException:
-            with self._lock:
+            with self._landed:
                 self._ledger.release(load.weight)
+                self._land(load)
             raise
-        finally:
-            if self._copying.is_idle:
-                # What was evicted and not taken up again by now serves nobody here.
-                self.residence.arena.trim()
-        with self._lock:
+        with self._landed:
             self._arrived.add(load.weight)
             self._loads += 1
             self._loaded_bytes += load.bytes
+            self._land(load)
+
+    def _land(self, load: Load) -> None:
+        """A load has ended, well or not: tell an inference that waits for it."""
+        self._coming.remove(load.weight)
+        self._landed.notify_all()
+        if not self._coming:
+            # What was evicted and not taken up again by now serves nobody here.
+            self.residence.arena.trim()
+
+    def _wait(self, weight: str) -> None:
+        """On the compute lane: until a weight has fully arrived. ServingError when its load fails."""
+        with self._landed:
+            self._landed.wait_for(lambda: weight not in self._coming)
+            if weight not in self._arrived:
+                raise ServingError(f"weights {weight} did not arrive")
 
     def _copy_in(self, load: Load) -> None:
         try:
@@ -219,7 +236,7 @@ class TorchDevice:
         skeleton, begun_ms = self._skeletons[infer.query, infer.release], self.now_ms()
         try:
             images = [self.frames[frame] for frame in infer.frames]
-            answers = skeleton.answers(images, self.residence)
+            answers = skeleton.answers(images, self.residence, self._wait)
             self.answers.update(zip(infer.frames, answers, strict=True))
         finally:
             with self._lock:

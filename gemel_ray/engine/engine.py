@@ -23,7 +23,8 @@ from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.status import EngineStatus
-from gemel_ray.policy.baselines import PolicyPlan, candidate_plans, find_policy
+from gemel_ray.policy.baselines import PolicyPlan, find_policy, variants
+from gemel_ray.policy.planning import in_order_of_use
 from gemel_ray.policy.sharing import by_blob, models_of
 from gemel_ray.policy.transition import changed_queries, labelled, restricted
 from gemel_ray.spec.answers import FrameAnswer
@@ -86,7 +87,7 @@ class Engine:
         some = restricted(manifest, unknown)
         blobs = open_blobs(some, fetch)
         skeletons = build_skeletons(some, blobs, self.device, allow_factories=self._allow_factories)
-        residence = Residence(self.device, self._reload_from)
+        residence = Residence(self.device, self._reload_from, budget_bytes=self.budget_bytes)
         profile = profiling.profile_skeletons(some, skeletons, blobs, residence, budget_bytes=self.budget_bytes)
         self.costs.learn(some, profile)
 
@@ -163,7 +164,7 @@ class Engine:
         device = TorchDevice(
             skeletons,
             blobs,
-            Residence(self.device, self._reload_from),
+            Residence(self.device, self._reload_from, budget_bytes=self.budget_bytes),
             Ledger(self.budget_bytes),
             refetch=lambda weight: open_blob(fetch(weight)),
             threads=self._threads,
@@ -173,9 +174,11 @@ class Engine:
 
     def _planned(self, manifest: Manifest, profile: DeviceProfile) -> PolicyPlan:
         models = models_of(manifest)
-        plans = candidate_plans(self._policy, models, profile, budget_bytes=self.budget_bytes)
-        planned = choose_plan(plans, cameras_of(models))
-        return replace(planned, plan=labelled(planned.plan, manifest.release))
+        plans = [
+            replace(each, plan=labelled(in_order_of_use(each.plan, manifest, profile), manifest.release))
+            for each in variants(self._policy, models, profile, budget_bytes=self.budget_bytes)
+        ]
+        return choose_plan(plans, cameras_of(models))
 
     def _prepared(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> Rollout:
         """The rollout of a release whose models are built and fit."""

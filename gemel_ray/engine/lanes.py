@@ -27,11 +27,6 @@ class Lane:
         """Queue a job; returns at once."""
         self._jobs.put(job)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing waits behind the job that is being done, if any."""
-        return self._jobs.empty()
-
     def close(self) -> None:
         """Do what is queued, then end the thread."""
         self._jobs.put(None)

@@ -5,7 +5,7 @@ The one thing they all have in common is the scheduler: turns in a fixed order, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gemel_ray.policy.planning import plan_queries
@@ -93,22 +93,40 @@ def find_policy(name: str) -> Policy:
 def candidate_plans(
     policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
 ) -> tuple[PolicyPlan, ...]:
-    """The policy's own plan. Where it has alternatives, also its own with larger batches, its strict round robin, and
-    their plans. See plan_policy."""
+    """The policy's own plan, and the same with larger batches: which is better depends on what predictions leave out.
+    Where it has alternatives, also its strict round robin and their candidates. See plan_policy."""
     own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
-    if not policy.alternatives:
+    order = [query.name for query in own.plan.queries]
+    larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, order=order, largest_batches=True)
+    candidates = [own, larger] if larger != own else [own]
+    if policy.alternatives:
+        candidates.append(replace(own, work_conserving=False))
+    for name in policy.alternatives:
+        candidates += candidate_plans(find_policy(name), models, profile, budget_bytes=budget_bytes)
+    return tuple(candidates)
+
+
+def variants(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> tuple[PolicyPlan, ...]:
+    """The policy's own plan; of a policy that may choose, also with the largest batches, in strict round robin, and
+    with the most recently used weights going first, which keeps a fixed part of them for good."""
+    own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
+    if not policy.work_conserving:
         return (own,)
-    others = (
-        plan_policy(find_policy(name), models, profile, budget_bytes=budget_bytes) for name in policy.alternatives
-    )
     larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, largest_batches=True)
-    return (own, larger, replace(own, work_conserving=False), *others)
+    strict = replace(own, work_conserving=False)
+    return (own, larger, strict, replace(strict, eviction="most_recently_used"))
 
 
 def plan_policy(
-    policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int, largest_batches: bool = False
+    policy: Policy,
+    models: Models,
+    profile: DeviceProfile,
+    *,
+    budget_bytes: int,
+    order: Sequence[str] | None = None,
+    largest_batches: bool = False,
 ) -> PolicyPlan:
-    """Raises OverBudgetError when one query alone does not fit, ServingError when the profile lacks a query."""
+    """The order is the policy's unless given. Raises OverBudgetError when one query alone does not fit, ServingError when the profile lacks a query."""
     holding = policy.sharing(models)
     plan = plan_queries(
         holding.queries,
@@ -117,7 +135,7 @@ def plan_policy(
         budget_bytes=_ample_bytes(holding, profile) if policy.has_all_memory else budget_bytes,
         max_batch=policy.max_batch,
         overlap=policy.overlap,
-        keep_order=not policy.plans_order,
+        order=order if policy.plans_order else tuple(models),
         largest_batches=largest_batches,
     )
     return PolicyPlan(plan, policy.eviction, policy.work_conserving)

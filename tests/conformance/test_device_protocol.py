@@ -130,7 +130,7 @@ def test_a_weight_shared_with_a_running_inference_is_in_use_too(bench):
         refused(device, Evict(shared), ValueError, match="in use")
         device.start(Evict(private.weight))
     ends_of(device, 1)
-    refused(device, infer_of(bench.plan, TWIN, 1), ValueError, match="not fully arrived")
+    refused(device, infer_of(bench.plan, TWIN, 1), ValueError, match="neither there nor on their way")
 
 
 def _own(bench, query, other):
@@ -138,18 +138,45 @@ def _own(bench, query, other):
     return {load.weight for load in loads_of(bench.plan, query)} - {load.weight for load in loads_of(bench.plan, other)}
 
 
-def test_inferring_without_all_weights_there_is_refused(bench):
+def test_inferring_with_weights_neither_there_nor_on_their_way_is_refused(bench):
     device = Audit(bench.device(AMPLE_BYTES, frames(ONE)), bench)
     *most, last = loads_of(bench.plan, ONE)
     infer = infer_of(bench.plan, ONE, 0)
-    refused(device, infer, ValueError, match="not fully arrived")
+    refused(device, infer, ValueError, match="neither there nor on their way")
     do(device, *most)
     refused(device, infer, ValueError, match=last.weight)
+    assert do(device, last, infer)[-1].failure is None
+
+
+def test_an_inference_waits_for_weights_on_their_way_and_holds_them(bench):
+    device = Audit(bench.device(AMPLE_BYTES, frames(ONE)), bench)
+    loads, infer = loads_of(bench.plan, ONE), infer_of(bench.plan, ONE, 0)
+    with bench.copying_held_up(device._device):
+        for load in loads:
+            device.start(load)
+        device.start(infer)
+    ends = ends_of(device, len(loads))
+    assert [done.action for done in ends] == loads
+    refused(device, Evict(loads[0].weight), ValueError, match="in use")
+    (done,) = ends_of(device, 1)
+    assert (done.action, done.failure) == (infer, None)
+    assert done.now_ms >= max(end.now_ms for end in ends)
+
+
+def test_an_inference_whose_weights_fail_to_arrive_fails_and_leaves_nothing_behind(bench):
+    *most, last = loads_of(bench.plan, ONE)
+    infer = infer_of(bench.plan, ONE, 0)
+    device = Audit(bench.device(AMPLE_BYTES, frames(ONE), broken=last.weight), bench)
+    do(device, *most)
     with bench.copying_held_up(device._device):
         device.start(last)
-        refused(device, infer, ValueError, match=last.weight)
-    ends_of(device, 1)
-    assert do(device, infer)[0].failure is None
+        device.start(infer)
+    loaded, inferred = ends_of(device, 2)
+    assert (loaded.action, inferred.action) == (last, infer)
+    assert "did not arrive" in inferred.failure
+    for load in most:
+        device.start(Evict(load.weight))
+    assert device.used_bytes == 0
 
 
 def test_an_inference_whose_workspace_does_not_fit_is_refused(bench):
