@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from gemel_ray.cli import render_edge
-from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, WorkloadFile, show_result
+from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, WorkloadFile, show_result, tell
 from gemel_ray.spec.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (profile, simulate, serve):
+    for command in (profile, simulate, serve, edge):
         app.command()(command)
 
 
@@ -90,7 +90,8 @@ def serve(
 
     Example: gemel serve gemel-demo/workload.yaml --store gemel-demo/store
     """
-    from gemel_ray.serving.local import node_options, serve_release, wait_for_interrupt
+    from gemel_ray.serving.local import serve_release
+    from gemel_ray.serving.machine import node_options, wait_for_interrupt
     from gemel_ray.spec.workload import load_workload
 
     options = node_options(load_workload(workload), node, memory)
@@ -103,3 +104,30 @@ def serve(
         print(f"serving at {service.url} (status page, /v2 and /v1), Ctrl-C ends it", file=sys.stderr, flush=True)
         wait_for_interrupt()
     print("stopped", file=sys.stderr)
+
+
+def edge(
+    workload: WorkloadFile,
+    store: Annotated[str, typer.Option(help="The store to follow: a folder, https://..., s3://... or another URI.")],
+    release: Annotated[int | None, typer.Option(min=1, help="Stay with this release instead of HEAD.")] = None,
+    node: Annotated[str | None, typer.Option(help="Which of the workload's nodes this machine is.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Another budget than the node's, such as 512MiB.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; others' need tokens, see --options.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    options: Annotated[Path | None, typer.Option(help="YAML: tokens, limits, queries, how often to poll.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder for blobs and the last good release.")] = None,
+) -> None:
+    """Serve on this machine alone, without Ray: follow the store's HEAD, and go on from local disk when it is away.
+
+    Example: gemel edge workload.yaml --store https://models.example.org/store --cache /var/lib/gemel
+    """
+    from gemel_ray.serving.edge_server import serve_edge
+    from gemel_ray.serving.machine import node_options
+    from gemel_ray.serving.options import load_edge_options
+    from gemel_ray.spec.workload import load_workload
+
+    serve_edge(
+        store, node_options(load_workload(workload), node, memory), load_edge_options(options),
+        release=release, cache=cache, host=host, port=port, report=tell,
+    )  # fmt: skip
+    tell("stopped")

@@ -36,6 +36,10 @@ class EngineBackend:
         self._node = node
         self._timeout_s = timeout_s
 
+    def serve(self, manifest: Manifest) -> None:
+        """Tell callers of another release from now on: the engine serves it."""
+        self._description = describe(manifest)
+
     async def describe(self) -> Description:
         """See Backend."""
         return self._description

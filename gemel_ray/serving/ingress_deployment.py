@@ -7,11 +7,12 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from ray import serve
 
-from gemel_ray.serving.backend import Limits
 from gemel_ray.serving.handle_backend import HandleBackend
 from gemel_ray.serving.ingress import build_api
 from gemel_ray.serving.options import ServeOptions
 from gemel_ray.serving.tokens import Guard, read_tokens
+
+CONTROLLER = "controller"
 
 
 def engine_name(node: str) -> str:
@@ -25,19 +26,16 @@ def ingress_builder(options: ServeOptions) -> Callable[[], FastAPI]:
     Tokens are read here, where the application is built; only their hashes reach the ingress. InputError for a source
     that cannot be read.
     """
-    limits = Limits(
-        max_body_bytes=options.max_body,
-        request_timeout_s=options.request_timeout_s,
-        max_in_flight=options.max_in_flight,
-    )
+    limits = options.limits()
     tokens, allow_anonymous = read_tokens(options.tokens), options.allow_anonymous
-    nodes = [node.name for node in options.nodes]
+    nodes, has_controller = [node.name for node in options.nodes], options.has_controller
 
     def ingress() -> FastAPI:
         app_name = serve.get_replica_context().app_name
         engines = {node: serve.get_deployment_handle(engine_name(node), app_name) for node in nodes}
         guard = Guard(tokens, allow_anonymous=allow_anonymous)
-        backend = HandleBackend(engines, timeout_s=limits.request_timeout_s)
+        controller = serve.get_deployment_handle(CONTROLLER, app_name) if has_controller else None
+        backend = HandleBackend(engines, timeout_s=limits.request_timeout_s, controller=controller)
         # Serve's proxy names every request and puts the name on the answer itself.
         return build_api(backend, limits, guard, echo_request_ids=False)
 

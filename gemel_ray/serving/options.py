@@ -1,14 +1,16 @@
-"""The arguments of the Serve application: what `args:` of a Serve YAML file may hold."""
+"""The arguments of the Serve application (`args:` of a Serve YAML file), and those of a box on its own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from gemel_ray.serving.backend import Limits
 from gemel_ray.serving.tokens import Role, TokenSource, without_tokens
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.strict import Strict, explain
@@ -35,13 +37,9 @@ class NodeOptions(Strict):
     threads: Annotated[int, Field(gt=0)] | None = None
 
 
-class ServeOptions(Strict):
-    """Which release to serve, on which nodes, within which limits."""
+class HttpOptions(Strict):
+    """Who may ask for what: the limits of everything that answers over HTTP."""
 
-    store: Annotated[str, Field(min_length=1)]
-    # None serves the store's HEAD.
-    release: Annotated[int, Field(gt=0)] | None = None
-    nodes: Annotated[tuple[NodeOptions, ...], Field(min_length=1)] = (NodeOptions(memory=1024 * MIB),)
     # Blobs and the last good release are kept here, on each node's own disk.
     cache: str = "~/.cache/gemel_ray"
     allow_factories: bool = False
@@ -55,17 +53,65 @@ class ServeOptions(Strict):
     allow_anonymous: bool = False
 
     @model_validator(mode="after")
+    def _tokens_or_everybody(self) -> Self:
+        if self.tokens and self.allow_anonymous:
+            raise ValueError("both 'tokens' and 'allow_anonymous: true' are given; choose one")
+        return self
+
+    def limits(self) -> Limits:
+        """What one request may ask for."""
+        return Limits(
+            max_body_bytes=self.max_body,
+            request_timeout_s=self.request_timeout_s,
+            max_in_flight=self.max_in_flight,
+        )
+
+
+class ServeOptions(HttpOptions):
+    """Which release to serve, on which nodes, within which limits."""
+
+    store: Annotated[str, Field(min_length=1)]
+    # None serves the store's HEAD.
+    release: Annotated[int, Field(gt=0)] | None = None
+    nodes: Annotated[tuple[NodeOptions, ...], Field(min_length=1)] = (NodeOptions(memory=1024 * MIB),)
+    # Serve what the store's HEAD names, now and later: a search's improvements, and what `gemel revert` goes back to.
+    watch: bool = False
+    # One node serves a new release so long, without a frame that fails, before the others follow.
+    canary_s: Annotated[float, Field(ge=0, le=86_400)] = 5
+    # An engine may be silent so long before its queries move to others; without its machine, they move at once.
+    grace_s: Annotated[float, Field(ge=0, le=86_400)] = 10
+
+    @property
+    def has_controller(self) -> bool:
+        """Whether there is anything to decide while it runs."""
+        return self.watch or len(self.nodes) > 1
+
+    @model_validator(mode="after")
+    def _watch_or_stay(self) -> ServeOptions:
+        if self.watch and self.release is not None:
+            raise ValueError(f"'watch: true' follows HEAD, and 'release: {self.release}' stays with one; choose one")
+        return self
+
+    @model_validator(mode="after")
     def _one_engine_a_name(self) -> ServeOptions:
         names = [node.name for node in self.nodes]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"nodes repeat: {repeated}; give each node its own name")
         return self
 
-    @model_validator(mode="after")
-    def _tokens_or_everybody(self) -> ServeOptions:
-        if self.tokens and self.allow_anonymous:
-            raise ValueError("both 'tokens' and 'allow_anonymous: true' are given; choose one")
-        return self
+
+class EdgeOptions(HttpOptions):
+    """How a box on its own (`gemel edge --options FILE`) serves, and how it follows its store."""
+
+    # The queries that this box answers; None answers all of the release.
+    queries: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    # The store is asked for news so often, and less often, down to `poll_most_s`, while it does not answer.
+    poll_every_s: Annotated[float, Field(gt=0, le=86_400)] = 30
+    poll_most_s: Annotated[float, Field(gt=0, le=86_400)] = 600
+    # Where evicted weights come back from: memory the system has to spare, or always the disk.
+    reload_from: Literal["memory", "disk"] = "memory"
+    # Threads of one inference on a CPU; None takes all cores.
+    threads: Annotated[int, Field(gt=0)] | None = None
 
 
 def parse_options(args: Mapping[str, Any], *, base: Path | None = None) -> ServeOptions:
@@ -78,6 +124,20 @@ def parse_options(args: Mapping[str, Any], *, base: Path | None = None) -> Serve
     except ValidationError as error:
         raise InputError(f"arguments of the Serve application:\n{explain(error, ServeOptions)}") from error
     return options.model_copy(update={"store": absolute_store(options.store, base or home())})
+
+
+def load_edge_options(path: Path | None) -> EdgeOptions:
+    """Read a YAML file of EdgeOptions; the defaults without one. InputError names the file, the field and the fix."""
+    if path is None:
+        return EdgeOptions()
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise InputError(f"--options {path}: cannot be read as YAML ({error}); correct it there") from error
+    try:
+        return EdgeOptions.model_validate({} if data is None else data)
+    except ValidationError as error:
+        raise InputError(f"--options {path}:\n{explain(error, EdgeOptions, data)}") from error
 
 
 def home() -> Path:

@@ -22,8 +22,7 @@ def pull_release(store: str, release: int | None, cache: str) -> tuple[Manifest,
 
     Raises StoreError when neither the store nor the local disk has the release whole.
     """
-    # A folder for each store, since the last good release of another store must never stand in.
-    folder = Path(cache).expanduser() / "stores" / hashlib.sha256(store.encode()).hexdigest()[:16]
+    folder = cache_folder(store, cache)
     try:
         local = LocalCache(open_store(store), folder)
     except StoreError as error:
@@ -32,3 +31,8 @@ def pull_release(store: str, release: int | None, cache: str) -> tuple[Manifest,
             raise
         log.warning("store %s cannot be opened, the last release from it is taken: %s", store, error)
     return local.pull(release), local.fetch
+
+
+def cache_folder(store: str, cache: str) -> Path:
+    """A folder for each store, since the last good release of another store must never stand in."""
+    return Path(cache).expanduser() / "stores" / hashlib.sha256(store.encode()).hexdigest()[:16]

@@ -27,6 +27,8 @@ class NodeReply(BaseModel):
     problem: str | None = None
     device: str | None = None
     release: int | None = None
+    # Why a box on its own does not serve what its store's HEAD names; None when it does.
+    release_problem: str | None = None
     memory: NodeMemory | None = None
     loads: int = 0
     loaded_bytes: int = 0

@@ -1,0 +1,205 @@
+"""A box on its own: one engine that follows a store, behind the same HTTP application, without Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemel_ray.engine.engine import Engine
+from gemel_ray.policy.backoff import wait_s
+from gemel_ray.policy.transition import restricted
+from gemel_ray.serving.description import Description
+from gemel_ray.serving.engine_backend import EngineBackend
+from gemel_ray.serving.options import EdgeOptions, NodeOptions
+from gemel_ray.serving.pictures import Image
+from gemel_ray.serving.releases import cache_folder
+from gemel_ray.serving.status import ServiceStatus
+from gemel_ray.spec.answers import FrameAnswer
+from gemel_ray.spec.errors import GemelError, InputError, nearest
+from gemel_ray.spec.release import Manifest
+from gemel_ray.weights.following import Follower
+
+log = logging.getLogger(__name__)
+
+# How often the engine is looked after; an engine whose loop has ended answers nobody.
+_LOOK_EVERY_S = 2.0
+
+
+class EdgeBox:
+    """Implements backend.Backend. Serves what the box's disk has at once, then whatever the store's HEAD names.
+
+    What is wrong with the store or with a new release is told in the status; the release before is served on.
+    """
+
+    def __init__(self, store: str, node: NodeOptions, options: EdgeOptions, *, release: int | None = None) -> None:
+        """`release` stays with one release instead of following HEAD."""
+        self._options = options
+        self._follower = Follower(store, cache_folder(store, options.cache), release=release)
+        self._engine = Engine(
+            budget_bytes=node.memory,
+            device=node.device,
+            allow_factories=options.allow_factories,
+            threads=options.threads or os.cpu_count(),
+            reload_from=options.reload_from,
+        )
+        self._node = node.name
+        self._checking = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="gemel-follow", daemon=True)
+        # Why the store's release is not the one being served; None when it is.
+        self.problem: str | None = None
+
+    def start(self) -> Manifest:
+        """Serve the last good release, or the store's where there is none; from then on follow the store.
+
+        Raises StoreError where neither can be had, and what Engine.start raises for a first release.
+        """
+        manifest = self._started_from_disk()
+        # What is on disk may be old; what has just come from the store is not.
+        self._due_s = self._options.poll_every_s if manifest is None else 0.0
+        self._manifest = manifest = manifest or self._started_from_store()
+        self._backend = EngineBackend(
+            self._engine, manifest, node=self._node, timeout_s=self._options.request_timeout_s
+        )
+        self._thread.start()
+        return manifest
+
+    def stop(self) -> None:
+        """Follow no more, and end the engine. A download under way goes on in its thread until the process ends."""
+        self._ended.set()
+        self._engine.stop()
+        if self._thread.is_alive():
+            self._thread.join(_LOOK_EVERY_S)
+
+    def check(self) -> bool:
+        """Ask the store once, and serve what is new. Raises GemelError, and the release before is served on."""
+        with self._checking:
+            return self._check()
+
+    def _check(self) -> bool:
+        serving = self._manifest.release if self._is_as_asked(self._manifest) else None
+        manifest = self._follower.news(serving)
+        if manifest is None:
+            return False
+        manifest = self._mine(manifest)
+        self._follower.bring(manifest)
+        if self._engine.costs.unknown(manifest):
+            # What a model of a new form costs can be measured on an idle device only.
+            self._restart(manifest)
+        else:
+            self._engine.roll(manifest, self._follower.fetch)
+        self._manifest = manifest
+        self._backend.serve(manifest)
+        self._follower.settle(manifest)
+        return True
+
+    # Backend
+
+    async def describe(self) -> Description:
+        """See Backend."""
+        return await self._backend.describe()
+
+    async def infer(
+        self, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
+    ) -> list[FrameAnswer]:
+        """See Backend."""
+        return await self._backend.infer(query, images, slo_ms=slo_ms, droppable=droppable)
+
+    async def status(self) -> ServiceStatus:
+        """See Backend."""
+        found = await self._backend.status()
+        nodes = tuple(node.model_copy(update={"release_problem": self.problem}) for node in found.nodes)
+        return found.model_copy(update={"nodes": nodes})
+
+    # starting and following
+
+    def _started_from_disk(self) -> Manifest | None:
+        last = self._follower.last_good()
+        if last is None:
+            return None
+        try:
+            self._engine.start(last, self._follower.fetch)
+        except GemelError as error:
+            log.warning("the last good release (%d) cannot be served from disk: %s", last.release, error)
+            return None
+        return last
+
+    def _started_from_store(self) -> Manifest:
+        manifest = self._follower.news(None)
+        assert manifest is not None, "nothing is being served that it could equal"
+        manifest = self._mine(manifest)
+        self._follower.bring(manifest)
+        self._engine.start(manifest, self._follower.fetch)
+        self._follower.settle(manifest)
+        return manifest
+
+    def _mine(self, manifest: Manifest) -> Manifest:
+        """A release with the queries of this box alone."""
+        names = self._options.queries
+        if names is None:
+            return manifest
+        if unknown := [name for name in names if name not in manifest.queries]:
+            raise InputError(
+                f"queries: release {manifest.release} has no {unknown[0]!r}; {nearest(unknown[0], manifest.queries)}"
+            )
+        return restricted(manifest, names)
+
+    def _is_as_asked(self, manifest: Manifest) -> bool:
+        """Whether a release on disk has the queries that are asked for now; all of them is what the store knows."""
+        return self._options.queries is None or set(self._options.queries) == manifest.queries.keys()
+
+    def _restart(self, manifest: Manifest) -> None:
+        """Serve another release after a pause of seconds, or the same as before where that fails."""
+        self._engine.stop()
+        try:
+            self._engine.start(manifest, self._follower.fetch)
+        except GemelError:
+            self._engine.start(self._manifest, self._follower.fetch)
+            raise
+
+    def _follow(self) -> None:
+        failures, due_s = 0, self._due_s
+        while not self._ended.wait(min(due_s, _LOOK_EVERY_S)):
+            self._heal()
+            due_s -= _LOOK_EVERY_S
+            if due_s > 0:
+                continue
+            failures = 0 if self._has_followed() else failures + 1
+            due_s = wait_s(
+                failures,
+                every_s=self._options.poll_every_s,
+                most_s=self._options.poll_most_s,
+                chance=random.random(),
+            )
+
+    def _has_followed(self) -> bool:
+        try:
+            self.check()
+        except GemelError as error:
+            log.warning("release %d is served on: %s", self._manifest.release, error)
+            self.problem = str(error)
+        except Exception as error:
+            # Whatever it is, cameras are to be answered with what there is.
+            log.exception("the store was not followed; release %d is served on", self._manifest.release)
+            self.problem = f"an error of the box itself ({type(error).__name__}); its log says more"
+        else:
+            self.problem = None
+        return self.problem is None
+
+    def _heal(self) -> None:
+        try:
+            failure = self._engine.status().failure
+            if failure is not None and not self._ended.is_set():
+                log.error("the engine is started anew: %s", failure)
+                self._restart(self._manifest)
+        except GemelError as error:
+            log.error("the engine cannot be started: %s", error)
+
+
+def options_for(options: EdgeOptions, cache: Path | None) -> EdgeOptions:
+    """The options, with another folder for what is kept on disk where one is given."""
+    return options if cache is None else options.model_copy(update={"cache": str(cache)})

@@ -1,0 +1,66 @@
+"""The HTTP server of a box on its own: uvicorn in front of an EdgeBox, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from gemel_ray.serving.edge_box import EdgeBox, options_for
+from gemel_ray.serving.ingress import build_api
+from gemel_ray.serving.machine import check_port
+from gemel_ray.serving.options import EdgeOptions, NodeOptions, absolute_store
+from gemel_ray.serving.tokens import Guard, check_host, read_tokens
+
+# Streams of results never end by themselves.
+_GRACE_S = 5
+
+
+def serve_edge(
+    store: str,
+    node: NodeOptions,
+    options: EdgeOptions,
+    *,
+    release: int | None = None,
+    cache: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Serve until the process is told to end.
+
+    Raises StoreError where neither the store nor this box's disk has a release, OverBudgetError for a query that does
+    not fit, ServingError when the port is taken, InputError for tokens that cannot be read and for a host that others
+    can reach without any.
+    """
+    check_host(host, has_tokens=bool(options.tokens), allow_anonymous=options.allow_anonymous)
+    guard = Guard(read_tokens(options.tokens), allow_anonymous=options.allow_anonymous)
+    check_port(host, port)
+    box = EdgeBox(absolute_store(store, Path.cwd()), node, options_for(options, cache), release=release)
+    manifest = box.start()
+    try:
+        # uvicorn ends at these signals and then raises them again, which must not end us before the engine.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
+        report(f"serving release {manifest.release} at http://{host}:{port}, Ctrl-C ends it")
+        _server(box, options, guard, host, port).run()
+    finally:
+        box.stop()
+
+
+def _server(box: EdgeBox, options: EdgeOptions, guard: Guard, host: str, port: int) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            build_api(box, options.limits(), guard),
+            host=host,
+            port=port,
+            log_level="warning",
+            lifespan="off",
+            server_header=False,
+            # Who calls is told by the connection, not by a header that anybody can write.
+            proxy_headers=False,
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )

@@ -1,0 +1,56 @@
+"""What this machine is to a service: one of a workload's nodes, an address, and somebody who presses Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+
+from gemel_ray.serving.options import NodeOptions
+from gemel_ray.spec.errors import InputError, ServingError, nearest
+from gemel_ray.spec.units import parse_bytes
+from gemel_ray.spec.workload import Workload
+
+
+def node_options(workload: Workload, name: str | None, memory: str | None) -> NodeOptions:
+    """What this machine offers as one of a workload's nodes; `memory` replaces the node's own.
+
+    Raises InputError for a node that the workload does not have, and where it has none and no memory is given.
+    """
+    nodes = {node.name: node for node in workload.nodes}
+    if name is not None and name not in nodes:
+        raise InputError(f"--node {name!r} is not in the workload; {nearest(name, nodes)}")
+    if not nodes:
+        if memory is None:
+            raise InputError(f"workload {workload.name!r} has no 'nodes'; add one, or say --memory 2GiB")
+        return NodeOptions(memory=_checked_memory(memory))
+    node = nodes[name or next(iter(nodes))]
+    return NodeOptions(name=node.name, memory=_checked_memory(memory) if memory else node.memory, device=node.device)
+
+
+def _checked_memory(memory: str) -> int:
+    try:
+        return parse_bytes(memory)
+    except ValueError as error:
+        raise InputError(f"--memory: {error}") from error
+
+
+def wait_for_interrupt() -> None:
+    """Until Ctrl-C or SIGTERM."""
+    asked = threading.Event()
+    former = {number: signal.signal(number, lambda *_: asked.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        asked.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise ServingError for an address that cannot be listened at; Serve itself would retry for minutes."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ServingError(f"{host}:{port} cannot be used ({error.strerror}); choose another port") from error

@@ -1,0 +1,65 @@
+"""An edge box that follows a store: what HEAD names is brought to local disk, and what was good stays there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.release import Manifest
+from gemel_ray.weights.cache import Fetched, LocalCache
+from gemel_ray.weights.store import Store, open_store
+
+_log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Asks one store for its HEAD (or always the same release) and keeps it in a folder of this box's own disk.
+
+    The store may be away at any time, from the start on. For one thread at a time, `fetch` excepted.
+    """
+
+    def __init__(self, store: str, folder: str | Path, *, release: int | None = None) -> None:
+        self._uri = store
+        self._folder = Path(folder)
+        self._release = release
+        self._store: Store | None = None
+        self._cache = LocalCache(None, self._folder)
+
+    @property
+    def store(self) -> Store:
+        """The store itself. StoreError where it cannot be reached."""
+        if self._store is None:
+            self._store = open_store(self._uri)
+            self._cache = LocalCache(self._store, self._folder)
+        return self._store
+
+    def last_good(self) -> Manifest | None:
+        """The release that was served last, None where there was none, or another one is asked for."""
+        try:
+            last = self._cache.last_manifest()
+        except StoreError as error:
+            _log.warning("the last good release is lost: %s", error)
+            return None
+        return last if last is None or self._release in (None, last.release) else None
+
+    def news(self, serving: int | None) -> Manifest | None:
+        """The release to serve; None where it is the one being served. Of a store that has not moved, a few bytes are
+        read. Raises StoreError where it cannot be reached or has no such release."""
+        wanted = self.store.head() if self._release is None else self._release
+        return None if wanted is not None and wanted == serving else self.store.manifest(wanted)
+
+    def bring(self, manifest: Manifest) -> Fetched:
+        """Have all blobs of a release on local disk. Raises StoreError for what is missing or damaged in the store;
+        what came whole stays here for the next attempt."""
+        came = self._cache.bring(manifest)
+        _log.info("release %d is here: %d blobs, %d bytes came", manifest.release, came.blobs, came.bytes)
+        return came
+
+    def fetch(self, sha: str) -> Path:
+        """The verified local file of a blob. Raises StoreError."""
+        return self._cache.fetch(sha)
+
+    def settle(self, manifest: Manifest) -> None:
+        """This release is being served: it is the one to start with the next time. Raises StoreError."""
+        self._cache.save_manifest(manifest)
