@@ -20,8 +20,13 @@ from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 
-# Of traffic for a choice between plans: some rounds of fifty queries.
+# Of traffic for a choice between plans: some rounds of fifty queries. Those that come so close to the best in goodput
+# are played once more, for longer.
 CHOOSING_MS = 3_000.0
+_CLOSE_FRACTION = 0.02
+_LONGER = 4
+# Every frame of every query in time: mean and worst goodput.
+_PERFECT = (1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +84,32 @@ def simulate(
 def choose_plan(
     plans: Sequence[PolicyPlan], cameras: Sequence[Camera], *, duration_ms: float = CHOOSING_MS
 ) -> PolicyPlan:
-    """The plan of most mean goodput, then of most goodput for the query that fares worst, in a short simulation.
+    """The plan of most mean goodput, then of most goodput for the query that fares worst, in a short simulation; where
+    others come close, in one of four times the length.
 
     The first of equals; predictions of round robins tell neither what queries with nothing pending spare nor how loads
     and computations interleave, so what looks best on paper is tried.
     """
-    if len(plans) == 1:
-        return plans[0]
-    frames = periodic(cameras, duration_ms)
+    for length_ms in (duration_ms, _LONGER * duration_ms):
+        if len(plans) == 1:
+            break
+        scores = _scores(plans, periodic(cameras, length_ms))
+        best = max(scores)
+        if length_ms > duration_ms or best == _PERFECT:
+            return plans[scores.index(best)]
+        plans = [planned for planned, score in zip(plans, scores, strict=True) if score[0] >= best[0] - _CLOSE_FRACTION]
+    return plans[0]
 
-    def score(planned: PolicyPlan) -> tuple[float, float]:
+
+def _scores(plans: Sequence[PolicyPlan], frames: Sequence[Frame]) -> list[tuple[float, float]]:
+    """Mean and worst goodput of the plans, up to the first that answers every frame in time."""
+    scores: list[tuple[float, float]] = []
+    for planned in plans:
         found = measure("", planned.plan, play(planned, frames))
-        return found.mean_goodput_fraction, found.worst_goodput_fraction
-
-    return max(plans, key=score)
+        scores.append((found.mean_goodput_fraction, found.worst_goodput_fraction))
+        if scores[-1] == _PERFECT:
+            break
+    return scores
 
 
 def simulate_release(

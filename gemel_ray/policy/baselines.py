@@ -93,28 +93,32 @@ def find_policy(name: str) -> Policy:
 def candidate_plans(
     policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
 ) -> tuple[PolicyPlan, ...]:
-    """The policy's own plan, and the same with larger batches: which is better depends on what predictions leave out.
-    Where it has alternatives, also its strict round robin and their candidates. See plan_policy."""
-    own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
-    order = [query.name for query in own.plan.queries]
-    larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, order=order, largest_batches=True)
-    candidates = [own, larger] if larger != own else [own]
-    if policy.alternatives:
-        candidates.append(replace(own, work_conserving=False))
+    """The policy's variants, and its alternatives' with planned and with larger batches. See plan_policy."""
+    candidates = list(variants(policy, models, profile, budget_bytes=budget_bytes))
     for name in policy.alternatives:
-        candidates += candidate_plans(find_policy(name), models, profile, budget_bytes=budget_bytes)
+        candidates += _with_larger(find_policy(name), models, profile, budget_bytes=budget_bytes)
     return tuple(candidates)
 
 
 def variants(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> tuple[PolicyPlan, ...]:
-    """The policy's own plan; of a policy that may choose, also with the largest batches, in strict round robin, and
-    with the most recently used weights going first, which keeps a fixed part of them for good."""
-    own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
+    """The policy's own plan, and the same with larger batches; of a work-conserving policy also in strict round robin,
+    and with the most recently used weights going first, which keeps a fixed part of them for good."""
+    planned = _with_larger(policy, models, profile, budget_bytes=budget_bytes)
     if not policy.work_conserving:
-        return (own,)
-    larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, largest_batches=True)
-    strict = replace(own, work_conserving=False)
-    return (own, larger, strict, replace(strict, eviction="most_recently_used"))
+        return planned
+    strict = replace(planned[0], work_conserving=False)
+    return (*planned, strict, replace(strict, eviction="most_recently_used"))
+
+
+def _with_larger(
+    policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
+) -> tuple[PolicyPlan, ...]:
+    """The policy's own plan, and one with the largest batches that fit: which is better depends on what predictions
+    leave out, so all policies that batch get both, the baselines too."""
+    own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
+    order = [query.name for query in own.plan.queries]
+    larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, order=order, largest_batches=True)
+    return (own, larger) if larger != own else (own,)
 
 
 def plan_policy(
@@ -126,7 +130,8 @@ def plan_policy(
     order: Sequence[str] | None = None,
     largest_batches: bool = False,
 ) -> PolicyPlan:
-    """The order is the policy's unless given. Raises OverBudgetError when one query alone does not fit, ServingError when the profile lacks a query."""
+    """The order is the policy's unless given. Raises OverBudgetError when one query alone does not fit, ServingError
+    when the profile lacks a query."""
     holding = policy.sharing(models)
     plan = plan_queries(
         holding.queries,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gemel_ray.policy.batching import Demand, choose_batch_sizes, expect
@@ -60,10 +60,10 @@ def plan_queries(
     budget_bytes: int,
     max_batch: int = 8,
     overlap: bool = True,
-    keep_order: bool = False,
+    order: Sequence[str] | None = None,
     largest_batches: bool = False,
 ) -> EdgePlan:
-    """Order and batch sizes for queries on one device; with `keep_order` the order is the given one.
+    """Order and batch sizes for queries on one device; the order is planned unless given.
 
     With `largest_batches` a turn may take as many frames as fit, whatever that does to the others' deadlines.
 
@@ -84,8 +84,7 @@ def plan_queries(
         for name in queries
     }
     workspace_bytes = {name: by_size[1].workspace_bytes for name, by_size in costs.items()}
-    order = tuple(queries)
-    if not keep_order:
+    if order is None:
         order = choose_order(weights, weight_bytes, budget_bytes=budget_bytes, workspace_bytes=workspace_bytes)
     planned_round = Round(order, bundle(weights, weight_bytes, load_ms))
     demands = {name: Demand(query.fps, query.slo_ms, costs[name]) for name, query in queries.items()}
