@@ -22,6 +22,7 @@ from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
+from gemel_ray.engine.sampling import Sampler
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.policy.baselines import PolicyPlan, find_policy, variants
 from gemel_ray.policy.planning import in_order_of_use
@@ -63,6 +64,8 @@ class Engine:
         self._reload_from = reload_from
         self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
         self.costs = KindCosts()
+        # Is offered every frame that is submitted; None where nobody watches for drift.
+        self.sampler: Sampler | None = None
         self._run: ReleaseRun | None = None
         self._lock = threading.Lock()
         self._rolling = threading.Lock()
@@ -118,7 +121,10 @@ class Engine:
         FrameError for an array that is no such frame, ServingError for an unknown query or a stopped engine.
         """
         run = self._running()
-        return run.submit(query, image, arrived_ms=run.now_ms(), slo_ms=slo_ms, droppable=droppable)
+        future = run.submit(query, image, arrived_ms=run.now_ms(), slo_ms=slo_ms, droppable=droppable)
+        if self.sampler is not None:
+            self.sampler.offer(query, image, future)
+        return future
 
     def replay(
         self, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]

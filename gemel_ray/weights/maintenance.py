@@ -58,12 +58,18 @@ def _parent_of_head(store: Store) -> int:
 def revert_queries(store: Store, names: Collection[str], base: int | None = None) -> Manifest:
     """Publish a release like `base` (HEAD by default) in which the named queries run their originals again.
 
-    The others keep their weights, also where they alone still use a once shared copy. Raises InputError for a query
-    that the release lacks or when all named ones run their originals already, and MissingReleaseError where the
-    release of the originals is gone.
+    Raises what `reverted` raises, and MissingReleaseError where the release of the originals is gone.
     """
     manifest = store.manifest(base)
-    root = originals_of(store, manifest)
+    return store.publish(reverted(manifest, originals_of(store, manifest), names))
+
+
+def reverted(manifest: Manifest, root: Manifest, names: Collection[str]) -> Manifest:
+    """A release like another one, not published yet, in which the named queries run their originals of `root` again.
+
+    The others keep their weights, also where they alone still use a once shared copy. Raises InputError for a query
+    that either release lacks or when all named ones run their originals already.
+    """
     _check_revertible(manifest, root, names)
     queries = manifest.queries | {name: _original(manifest.queries[name], root.queries[name]) for name in names}
     used = {sha for released in queries.values() for sha in released.weights.values()}
@@ -76,7 +82,7 @@ def revert_queries(store: Store, names: Collection[str], base: int | None = None
         "bytes_after": sum(info.tensor_bytes for info in blobs.values()),
         "provenance": _provenance(manifest, root, names),
     }
-    return store.publish(Manifest.model_validate(dict(manifest) | changed))
+    return Manifest.model_validate(dict(manifest) | changed)
 
 
 def originals_of(store: Store, manifest: Manifest) -> Manifest:
