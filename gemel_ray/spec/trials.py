@@ -11,7 +11,9 @@ from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Accuracy, BlobInfo, Sha256
 from gemel_ray.spec.strict import Strict
 
-Start = Literal["mean", "member"]
+# Where shared weights start: their members' mean, after their channels were brought in line (no change for relatives)
+# or as they are, or one member's.
+Start = Literal["aligned", "mean", "member"]
 # What retraining follows: the originals' own answers, or the feeds' labels.
 Objective = Literal["distillation", "labels"]
 # AdamW with a decaying rate, or GEMEL's SGD with momentum at a constant one (the baseline).

@@ -16,7 +16,9 @@ from gemel_ray.spec.trials import Objective, Recipe, Start
 from gemel_ray.training.data import QueryData, run_model
 from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
+from gemel_ray.vision.alignment import align
 from gemel_ray.vision.binding import bind, distinct_parameters
+from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.metrics import Score, compare
 
 Verdict = Literal["reached", "missed", "hopeless"]
@@ -66,11 +68,16 @@ class JointRetraining:
         data: Mapping[str, QueryData],
         configuration: MergeConfiguration,
         options: RetrainOptions,
+        *,
+        tied: MergeConfiguration | None = None,
     ) -> None:
+        """`tied`: what shares weights already, and so moves together when channels are brought in line."""
         self.models = {query: models[query] for query in configuration.queries}
         self.data = {query: data[query] for query in configuration.queries}
         self.options = options
         self._rng = np.random.default_rng(options.seed)
+        if options.start == "aligned":
+            align(self.models, configuration, tied=tied)
         bind(self.models, configuration, start=options.start)
         for query, model in self.models.items():
             train = self.data[query].splits["train"]
@@ -170,7 +177,7 @@ class JointRetraining:
     def _restore(self, snapshot: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         # Copies into the existing tensors: what is shared stays shared.
         for query, state in snapshot.items():
-            self.models[query].load_state_dict(dict(state))
+            put_state(self.models[query], state)
 
 
 def stop_at(target: float) -> float:

@@ -15,6 +15,7 @@ from gemel_ray.spec.errors import GemelError
 from gemel_ray.training.data import QueryData, SplitData, stacked
 from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
+from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.models import build_model, task_of, training_device
 
 # A detector's first gradients, from boxes all over the frame, are large: warm up, and clip the norm.
@@ -80,7 +81,7 @@ def _rate(step: int, steps: int, warm_up_steps: int) -> float:
 def _inherit(model: nn.Module, ancestor: Mapping[str, torch.Tensor]) -> None:
     own = model.state_dict()
     fitting = {name: tensor for name, tensor in ancestor.items() if name in own and own[name].shape == tensor.shape}
-    model.load_state_dict(fitting, strict=False)
+    put_state(model, fitting, strict=False)
 
 
 def _is_unsettled(model: nn.Module, steps: int) -> bool:

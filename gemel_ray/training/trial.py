@@ -12,6 +12,7 @@ from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.training.data import QueryData, run_model, score_on_labels
 from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
 from gemel_ray.vision.binding import layer_tensors
+from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.metrics import Score
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.weights.models import BlobReader, load_state, store_models
@@ -26,6 +27,7 @@ class Trial:
     ) -> None:
         self.candidate, self.data, self.store = candidate, data, store
         self._began_s = time.monotonic()
+        self._start = store.manifest(candidate.start_release)
         models = {query: self._model(query, allow_factories) for query in candidate.configuration.queries}
         options = RetrainOptions(
             max_steps=candidate.max_steps,
@@ -36,12 +38,13 @@ class Trial:
             learning_rate=candidate.learning_rate,
             gate_margin=candidate.gate_margin,
         )
-        self.retraining = JointRetraining(models, data, candidate.configuration, options)
+        self.retraining = JointRetraining(
+            models, data, candidate.configuration, options, tied=self._start.merge_configuration
+        )
 
     def _model(self, query: str, allow_factories: bool) -> nn.Module:
-        manifest = self.store.manifest(self.candidate.start_release)
         model = build_model(self.data[query].query.model, allow_factories=allow_factories)
-        model.load_state_dict(load_state(BlobReader(self.store), manifest.queries[query].weights))
+        put_state(model, load_state(BlobReader(self.store), self._start.queries[query].weights))
         return model.to(training_device())
 
     def run(self) -> Iterator[Validation]:

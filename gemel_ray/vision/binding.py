@@ -19,7 +19,8 @@ Models = Mapping[str, nn.Module]
 def bind(models: Models, configuration: MergeConfiguration, *, start: Start = "mean") -> None:
     """Make the members of every shared layer hold one and the same Parameter objects, tied on purpose.
 
-    They start from the members' mean (what merging.md found best) or from the first member's weights (the paper).
+    They start from the members' mean (what merging.md found best; `alignment.align` comes before, where wanted) or from
+    the first member's weights (the paper).
     Members that are bound already count once in the mean. Raises ModelError for a layer that does not exist or
     does not fit the others.
     """
@@ -35,7 +36,7 @@ def _tie(members: Sequence[LayerRef], modules: Sequence[nn.Module], name: str, s
         shapes = {str(member): tuple(p.shape) for member, p in zip(members, parameters, strict=True)}
         raise ModelError(f"layers cannot share '{name}': shapes differ, {shapes}; share layers of one signature only")
     shared = parameters[0]
-    if start == "mean":
+    if start != "member":
         distinct = list({id(parameter): parameter for parameter in parameters}.values())
         with torch.no_grad():
             shared.copy_(torch.stack([parameter.detach() for parameter in distinct]).mean(dim=0))

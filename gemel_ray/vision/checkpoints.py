@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,7 +80,17 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: st
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}; "
                 "check 'architecture', 'options' and the number of 'classes'"
             )
-    model.load_state_dict(dict(state), strict=False)
+    put_state(model, state, strict=False)
+
+
+def put_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True) -> None:
+    """Copy a state dict into a model, as `load_state_dict` does.
+
+    MNASNet, for one, refuses a state dict without the versions that torch keeps beside it and safetensors do not.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned, strict=strict)
 
 
 def _misfit(missing: list[str], surplus: list[str], own: Mapping[str, torch.Tensor]) -> str:

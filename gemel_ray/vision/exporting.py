@@ -17,7 +17,7 @@ from torch import nn
 from gemel_ray.spec.errors import InputError, ModelError, nearest
 from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec
-from gemel_ray.vision.checkpoints import fit_state
+from gemel_ray.vision.checkpoints import fit_state, put_state
 from gemel_ray.vision.models import build_model, task_of
 from gemel_ray.vision.tasks import task_for
 from gemel_ray.weights.files import Files
@@ -164,7 +164,7 @@ def _read_torch(data: bytes, spec: ModelSpec, allow_factories: bool) -> Forward:
 
 def _fitted(state: dict[str, torch.Tensor], spec: ModelSpec, allow_factories: bool) -> Forward:
     model = build_model(spec, allow_factories=allow_factories)
-    model.load_state_dict(state, strict=True)
+    put_state(model, state)
     return model
 
 
