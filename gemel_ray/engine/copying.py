@@ -26,7 +26,7 @@ class Copier(Protocol):
     """The way into one device's memory; used by one thread at a time."""
 
     def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
-        """The blob's data region on the device, uint8 and flat, fully arrived.
+        """The blob's tensors on the device, uint8 and flat, fully arrived; where each lies, the blob says.
 
         Raises MissingBlobError, or CorruptBlobError when the file ends early; the piece is given back then.
         """
@@ -47,7 +47,8 @@ class HostCopier:
     def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
         """See Copier."""
         with _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
-            _fill(piece, file)
+            for run in blob.runs:
+                _fill(piece[run.start : run.start + run.bytes], file)
             _leave(file, self._reload_from)
         return piece
 
@@ -66,7 +67,8 @@ class CudaCopier:
         """See Copier. Waits for its own stream only."""
         # Taken under our stream, too: the allocator may hand us memory that kernels queued on another still use.
         with torch.cuda.stream(self.stream), _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
-            for number, part in enumerate(piece.split(STAGING_BYTES)):
+            runs = [piece[run.start : run.start + run.bytes] for run in blob.runs]
+            for number, part in enumerate(part for run in runs for part in run.split(STAGING_BYTES)):
                 staging, emptied = self._staging[number % 2][: part.numel()], self._emptied[number % 2]
                 emptied.synchronize()
                 _fill(staging, file)

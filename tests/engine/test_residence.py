@@ -57,6 +57,24 @@ def test_what_is_loaded_equals_what_safetensors_reads(blob, device):
         assert torch.equal(tensor.cpu(), expected[name])
 
 
+def test_odd_sizes_cost_no_alignment_and_no_padding(tmp_path, device):
+    """Three floats in the middle of a file, and all that follows them there would start badly."""
+    tensors = {
+        "a": torch.arange(3.0),
+        "b": torch.rand(16, 4),
+        "c": torch.rand(5),
+        "d": torch.rand(64),
+        "n": torch.tensor(1),
+    }
+    save_file(tensors, tmp_path / "odd.safetensors")
+    blob, residence = open_blob(tmp_path / "odd.safetensors"), Residence(device)
+    residence.load("w", blob, blob.data_bytes)
+    held = residence.tensors("w")
+    assert all(torch.equal(held[name].cpu(), tensor) for name, tensor in tensors.items())
+    assert held["b"].data_ptr() % 64 == held["d"].data_ptr() % 64 == 0
+    assert residence.allocated_bytes() == sum(tensor.nbytes for tensor in tensors.values())
+
+
 def test_memory_taken_is_exactly_the_bytes_of_the_tensors(blob, big_blob, device):
     residence = Residence(device)
     residence.load("a", blob, blob.data_bytes)

@@ -60,7 +60,9 @@ def test_a_skeleton_with_lent_weights_answers_as_the_plain_model(release_of, fra
     made = release_of({"q": architecture})
     skeletons, residence = resident(made, device)
     frames = [frame_of(0), frame_of(1, 32, 32)]
-    assert_close(skeletons["q"].answers(frames, residence), made.direct("q", frames))
+    given, expected = skeletons["q"].answers(frames, residence), made.direct("q", frames)
+    assert_close(given, expected)
+    assert given == expected or device.type != "cpu"
 
 
 def test_a_detector_answers_as_the_plain_model(release_of, frame_of, device):
