@@ -40,7 +40,8 @@ class ImageFolder:
         if not files:
             raise FeedError(f"feed {name!r}: {root} has no images in sub-folders; make one sub-folder for each class")
         self._files = sorted(files, key=lambda path: (path.name, path.parent.name))
-        self.vocabulary: frozenset[str] | None = frozenset(path.parent.name for path in files)
+        # An empty sub-folder says that the class is known and was never seen.
+        self.vocabulary: frozenset[str] | None = frozenset(path.name for path in root.iterdir() if path.is_dir())
 
     def frames(self) -> Iterator[FeedFrame]:
         """Every image with its class."""

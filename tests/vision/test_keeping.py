@@ -1,0 +1,75 @@
+"""Frames kept on disk come back as a feed, within their bytes."""
+
+import numpy as np
+import pytest
+
+from gemel_ray.spec.answers import Box, Classified, Detected
+from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.feeds.keeping import KeptFrames
+from gemel_ray.vision.feeds.opening import open_feed
+
+CLASSIFIER = ModelSpec(architecture="squeezenet1_1", classes=("background", "car", "person"))
+DETECTOR = ModelSpec(architecture="ssdlite320_mobilenet_v3_large", classes=("background", "car", "person"))
+
+
+def frame(value=100, height=24, width=32):
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def label(name):
+    return Classified(name, (0.2, 0.5, 0.3))
+
+
+def test_classified_frames_come_back_in_order_of_time_with_the_originals_answers(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", CLASSIFIER, most_bytes=1 << 20)
+    for at_ms, (name, value) in enumerate([("car", 10), ("background", 60), ("car", 200)], start=1000):
+        kept.keep(frame(value), label(name), at_ms)
+    feed = open_feed("f", kept.feed(fps=5))
+    frames = list(feed.frames())
+    assert [found.label for found in frames] == ["car", "background", "car"]
+    assert [round(float(found.image.mean())) for found in frames] == [10, 60, 200]
+    assert feed.fps == 5
+    assert feed.vocabulary == {"background", "car", "person"}, "a class that was never seen is known all the same"
+
+
+def test_detected_frames_come_back_with_their_boxes(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20)
+    box = Box("person", 0.9, 3.5, 4, 10, 12)
+    kept.keep(frame(), Detected((box,)), 1)
+    kept.keep(frame(), Detected(()), 2)
+    feed = open_feed("f", kept.feed(fps=5))
+    with_box, empty = feed.frames()
+    assert with_box.boxes == (Box("person", 1.0, 3.5, 4, 10, 12),)
+    assert empty.boxes == ()
+    assert feed.vocabulary == {"car", "person"}
+
+
+@pytest.mark.parametrize(("model", "answer"), [(CLASSIFIER, label("car")), (DETECTOR, Detected(()))])
+def test_the_newest_stay_within_the_bytes_also_after_a_restart(tmp_path, model, answer):
+    one = KeptFrames(tmp_path / "one", model, most_bytes=1 << 20)
+    one.keep(frame(), answer, 1)
+    most_bytes = 3 * one.held_bytes
+    for start in (0, 5):
+        kept = KeptFrames(tmp_path / "kept", model, most_bytes=most_bytes)
+        for at_ms in range(start, start + 5):
+            kept.keep(frame(), answer, at_ms)
+            assert kept.held_bytes <= most_bytes
+    assert len(kept) == 3
+    names = sorted(path.stem for path in (tmp_path / "kept").rglob("*.jpg"))
+    assert names == [f"{at_ms:015d}" for at_ms in (7, 8, 9)]
+    on_disk = sum(path.stat().st_size for path in (tmp_path / "kept").rglob("*") if path.is_file())
+    assert on_disk == kept.held_bytes
+
+
+def test_frames_of_the_same_millisecond_are_all_kept(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", CLASSIFIER, most_bytes=1 << 20)
+    for _ in range(3):
+        kept.keep(frame(), label("car"), 7)
+    assert len(list((tmp_path / "kept" / "car").iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["../car", "a/b", "..", ".", "nul\0"])
+def test_a_class_that_is_no_folder_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="cannot be the name of a folder"):
+        KeptFrames(tmp_path / "kept", ModelSpec(architecture="resnet18", classes=("background", name)), most_bytes=1)
