@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -85,20 +85,21 @@ class JointRetraining:
 
     def run(self) -> Iterator[Validation]:
         """Validate before the first step, then every few steps, until a verdict; the best weights are kept."""
-        best, kept = self._validate(0), self._snapshot()
-        yield best
-        if best.verdict:
+        best = self.score("validation")
+        validation = Validation(0, best, self._verdict(0, best, best))
+        yield validation
+        if validation.verdict:
             return
-        optimiser = self._optimiser()
-        validation, step = best, 0
+        kept, optimiser, step = self._snapshot(), self._optimiser(), 0
         while validation.verdict is None:
             step = self._train(optimiser, step)
-            validation = self._validate(step)
-            if self._worst_margin(validation) > self._worst_margin(best):
-                best, kept = validation, self._snapshot()
+            scores = self.score("validation")
+            if self._worst_margin(scores) > self._worst_margin(best):
+                best, kept = scores, self._snapshot()
+            validation = Validation(step, scores, self._verdict(step, scores, best))
             if validation.verdict:
                 self._restore(kept)
-                validation = self._last(best, validation)
+                validation = replace(validation, scores=best)
             yield validation
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -106,11 +107,6 @@ class JointRetraining:
         if self.options.recipe == "paper":
             return torch.optim.SGD(parameters, lr=_PAPER_RATE, momentum=0.9, weight_decay=5e-4)
         return torch.optim.AdamW(parameters, lr=self.options.learning_rate)
-
-    def _last(self, best: Validation, last: Validation) -> Validation:
-        """The final word: the best weights' scores, and whether those reach every target."""
-        verdict: Verdict | None = "reached" if self._worst_margin(best) >= 0 else last.verdict
-        return Validation(last.step, best.scores, verdict)
 
     def score(self, split: Literal["validation", "gate"]) -> dict[str, Score]:
         """Agreement of every model with its original on a split."""
@@ -143,17 +139,14 @@ class JointRetraining:
             loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
 
-    def _validate(self, step: int) -> Validation:
-        scores = self.score("validation")
-        return Validation(step, scores, self._verdict(step, scores))
-
-    def _verdict(self, step: int, scores: Mapping[str, Score]) -> Verdict | None:
-        worst_gap = max(self._target(query) - score.estimate for query, score in scores.items())
+    def _verdict(self, step: int, scores: Mapping[str, Score], best: Mapping[str, Score]) -> Verdict | None:
+        """What is known after a validation; `best` are the scores of the weights that would be kept."""
         if all(self._is_safe(query, score) for query, score in scores.items()):
             return "reached"
         if step >= self.options.max_steps:
-            return "reached" if worst_gap <= 0 else "missed"
-        if 2 * step >= self.options.max_steps and worst_gap > _HOPELESS_GAP:
+            return "reached" if self._worst_margin(best) >= 0 else "missed"
+        # The best and not the last: a validation while the rate is high may fall by .2 and come back.
+        if 2 * step >= self.options.max_steps and self._worst_margin(best) < -_HOPELESS_GAP:
             return "hopeless"
         return None
 
@@ -165,8 +158,8 @@ class JointRetraining:
     def _target(self, query: str) -> float:
         return self.data[query].query.accuracy_target
 
-    def _worst_margin(self, validation: Validation) -> float:
-        return min(score.estimate - self._target(query) for query, score in validation.scores.items())
+    def _worst_margin(self, scores: Mapping[str, Score]) -> float:
+        return min(score.estimate - self._target(query) for query, score in scores.items())
 
     def _snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
         return {
