@@ -20,11 +20,9 @@ from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 
-# Of traffic for a choice between plans: some rounds of fifty queries. Those that come so close to the best in goodput
-# are played once more, for longer.
-CHOOSING_MS = 3_000.0
-_CLOSE_FRACTION = 0.02
-_LONGER = 4
+# Rounds of a choice between plans: milliseconds of traffic, then how far behind the best in mean goodput, and how many,
+# go on to the next round. The second is some turns of fifty queries.
+_ROUNDS = ((1_500.0, 0.1, 8), (3_000.0, 0.02, 3), (9_000.0, 0.0, 1))
 # Every frame of every query in time: mean and worst goodput.
 _PERFECT = (1.0, 1.0)
 
@@ -81,23 +79,22 @@ def simulate(
     return measure(policy, planned.plan, play(planned, periodic(cameras, duration_ms)))
 
 
-def choose_plan(
-    plans: Sequence[PolicyPlan], cameras: Sequence[Camera], *, duration_ms: float = CHOOSING_MS
-) -> PolicyPlan:
-    """The plan of most mean goodput, then of most goodput for the query that fares worst, in a short simulation; where
-    others come close, in one of four times the length.
+def choose_plan(plans: Sequence[PolicyPlan], cameras: Sequence[Camera]) -> PolicyPlan:
+    """The plan of most mean goodput, then of most goodput for the query that fares worst, in short simulations.
 
     The first of equals; predictions of round robins tell neither what queries with nothing pending spare nor how loads
-    and computations interleave, so what looks best on paper is tried.
+    and computations interleave, so what looks best on paper is tried. Longer and longer traffic, fewer and fewer plans
+    (successive halving: Jamieson and Talwalkar, AISTATS 2016), until one is left or answers every frame.
     """
-    for length_ms in (duration_ms, _LONGER * duration_ms):
+    for length_ms, within, most in _ROUNDS:
         if len(plans) == 1:
             break
         scores = _scores(plans, periodic(cameras, length_ms))
-        best = max(scores)
-        if length_ms > duration_ms or best == _PERFECT:
-            return plans[scores.index(best)]
-        plans = [planned for planned, score in zip(plans, scores, strict=True) if score[0] >= best[0] - _CLOSE_FRACTION]
+        ranked = sorted(zip(scores, plans, strict=False), key=lambda scored: scored[0], reverse=True)
+        best, plan = ranked[0]
+        if best == _PERFECT:
+            return plan
+        plans = [each for score, each in ranked[:most] if score[0] >= best[0] - within]
     return plans[0]
 
 
