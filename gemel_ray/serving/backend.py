@@ -20,6 +20,10 @@ class BusyError(ServingError):
     """An engine is well, but full: the caller is to come back shortly (HTTP 429)."""
 
 
+class ElsewhereError(ServingError):
+    """A query was asked of a node that does not answer it any more; another one may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one request may ask for, and all of them together."""

@@ -12,6 +12,7 @@ from gemel_ray.serving.admission import RETRY_AFTER, Slots
 from gemel_ray.serving.backend import Backend, Limits
 from gemel_ray.serving.bodies import boundary_of, media_type, parts_of, read_body
 from gemel_ray.serving.description import QueryCard
+from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.pictures import decode, decode_all
 from gemel_ray.serving.protocol import card_of
 from gemel_ray.serving.replies import FrameReply, FramesReply, frame_reply
@@ -43,11 +44,16 @@ class Cameras:
             "/queries/{query}/results", self.results, methods=["GET"], dependencies=may_read, response_model=None
         )
         routes.add_api_route("/status", self.status, methods=["GET"], dependencies=may_read)
+        routes.add_api_route("/events", self.events, methods=["GET"], dependencies=may_read)
         return routes
 
     async def status(self) -> ServiceStatus:
         """How every node and query is doing."""
         return await self._backend.status()
+
+    async def events(self) -> list[ServiceEvent]:
+        """What has happened of late, oldest first."""
+        return list((await self._backend.status()).events)
 
     async def frames(self, query: str, request: Request, slo_ms: SloMs = None) -> FrameReply | FramesReply:
         """Answer one JPEG or PNG, or several in a multipart body. `slo_ms` stands in for the query's own.

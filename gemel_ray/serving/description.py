@@ -23,6 +23,8 @@ class QueryCard(BaseModel):
     accuracy_target: float
     # Agreement with the original on the gate split; None where the release does not say.
     agreement: float | None = None
+    # The release whose model answers it; None where the whole service is at one.
+    release: int | None = None
 
 
 class Description(BaseModel):
@@ -36,6 +38,10 @@ class Description(BaseModel):
     bytes_before: int
     bytes_after: int
     queries: dict[str, QueryCard]
+
+    def release_of(self, query: str) -> int:
+        """The release whose model answers a query."""
+        return self.queries[query].release or self.release
 
     def no_such(self, query: str) -> str:
         """What to tell a caller who asked for a query that is not served."""

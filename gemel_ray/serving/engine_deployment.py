@@ -9,41 +9,61 @@ from typing import Any
 
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.status import EngineStatus
+from gemel_ray.policy.rollout import NodeReport
+from gemel_ray.serving.assigned_engine import AssignedEngine
 from gemel_ray.serving.description import Description
-from gemel_ray.serving.engine_backend import Intake, answers, describe
+from gemel_ray.serving.engine_backend import Intake, answers
 from gemel_ray.serving.options import NodeOptions, ServeOptions
 from gemel_ray.serving.pictures import Image
-from gemel_ray.serving.releases import pull_release
 from gemel_ray.spec.answers import FrameAnswer
+from gemel_ray.spec.errors import ServingError
+from gemel_ray.spec.profile import DeviceProfile
 
 
 class EngineReplica:
     """Serve makes one of these for each node, and a new one when its process dies. Calls come from handles only."""
 
     def __init__(self, options: dict[str, Any], node: str) -> None:
-        """`options` is a dumped ServeOptions, `node` one of its nodes. Raises what Engine.start raises."""
+        """`options` is a dumped ServeOptions, `node` one of its nodes. Raises what AssignedEngine.boot raises."""
         service = ServeOptions.model_validate(options)
         mine = next(found for found in service.nodes if found.name == node)
         self._engine = _engine(mine, allow_factories=service.allow_factories)
-        manifest, fetch = pull_release(service.store, service.release, service.cache)
-        self._engine.start(manifest, fetch)
-        self._description = describe(manifest)
+        self._assigned = AssignedEngine(self._engine, service.store, service.cache, node)
+        self._assigned.boot(service.release, with_all=len(service.nodes) == 1, resume=service.has_controller)
         self._intake = Intake()
 
-    async def describe(self) -> Description:
-        """What this engine serves."""
-        return self._description
+    async def describe(self) -> Description | None:
+        """What this engine serves; None while it waits to be assigned something."""
+        return self._assigned.describe()
 
     async def infer(
         self, query: str, images: Sequence[Image], slo_ms: float | None, droppable: bool
     ) -> list[FrameAnswer]:
-        """One answer for each frame. Raises BusyError, and what Engine.submit raises."""
+        """One answer for each frame. Raises ElsewhereError, BusyError, and what Engine.submit raises."""
+        self._assigned.check_here(query)
         own = [_writable(image) for image in images]
-        return await answers(self._engine, self._intake, query, own, slo_ms=slo_ms, droppable=droppable)
+        try:
+            return await answers(self._engine, self._intake, query, own, slo_ms=slo_ms, droppable=droppable)
+        except ServingError:
+            # It may have left between the check and the call.
+            self._assigned.check_here(query)
+            raise
 
-    async def status(self) -> EngineStatus:
-        """Memory and counts right now."""
-        return self._engine.status()
+    async def status(self) -> EngineStatus | None:
+        """Memory and counts right now; None while it waits to be assigned something."""
+        return self._engine.status() if self._assigned.describe() else None
+
+    async def report(self) -> NodeReport:
+        """For the controller: what is served, and how the last change went."""
+        return self._assigned.report()
+
+    async def assign(self, release: int, queries: Sequence[str], refuse: str | None) -> None:
+        """For the controller: serve these queries of a release soon. See AssignedEngine.assign."""
+        self._assigned.assign(release, queries, refuse)
+
+    async def costs(self, release: int) -> DeviceProfile:
+        """For the controller: what each query of a release costs here. Raises what AssignedEngine.costs raises."""
+        return await asyncio.to_thread(self._assigned.costs, release)
 
     async def replay(
         self, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]
@@ -54,11 +74,12 @@ class EngineReplica:
 
     async def check_health(self) -> None:
         """Serve asks every few seconds and replaces the process when this raises."""
-        self._engine.status()
+        if self._assigned.describe() and (failure := self._engine.status().failure):
+            raise ServingError(failure)
 
     def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.stop()
+        if hasattr(self, "_assigned"):
+            self._assigned.stop()
 
 
 def _engine(node: NodeOptions, *, allow_factories: bool) -> Engine:

@@ -3,102 +3,187 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from gemel_ray.engine.status import EngineStatus
-from gemel_ray.serving.backend import BusyError
+from gemel_ray.serving.backend import ElsewhereError
 from gemel_ray.serving.description import Description
+from gemel_ray.serving.events import ServiceEvent
+from gemel_ray.serving.handles import LostError, SilentError, call
 from gemel_ray.serving.pictures import Image
-from gemel_ray.serving.status import ServiceStatus, service_status
+from gemel_ray.serving.routes import Routes
+from gemel_ray.serving.status import ControlReply, ServiceStatus, service_status
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import GemelError, ServingError
 
-# A description is asked for anew after this time: an engine that was restarted may serve another release.
-_DESCRIPTION_AGE_S = 2.0
-# The status page must not wait for a lost node as long as an inference may take.
-_STATUS_TIMEOUT_S = 2.0
+log = logging.getLogger(__name__)
+
+# Engines are asked so often what they serve, and what they do not answer by then is a sign that they are lost.
+_LOOK_EVERY_S = 0.5
+_LOOK_TIMEOUT_S = 2.0
+# Between two attempts of an inference that must not be dropped.
+_RETRY_S = 0.1
 
 
 class HandleBackend:
-    """Implements backend.Backend; `engines` by node name. Every call ends in time: a lost engine never answers."""
+    """Implements backend.Backend; `engines` by node name. Every call ends in time: a lost engine never answers.
 
-    def __init__(self, engines: Mapping[str, DeploymentHandle], *, timeout_s: float) -> None:
+    Knows by itself who answers what; a controller, where there is one, only tells more of the fleet.
+    """
+
+    def __init__(
+        self, engines: Mapping[str, DeploymentHandle], *, timeout_s: float, controller: DeploymentHandle | None = None
+    ) -> None:
         self._engines = dict(engines)
+        self._controller = controller
         self._timeout_s = timeout_s
-        self._description: Description | None = None
-        self._described_at = -_DESCRIPTION_AGE_S
+        self._routes = Routes(engines)
+        self._last: dict[str, FrameAnswer] = {}
+        self._control: ControlReply | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def describe(self) -> Description:
         """See Backend. What was known last stands in while no engine can be reached."""
-        if self._description is None or time.monotonic() - self._described_at >= _DESCRIPTION_AGE_S:
-            self._description = await self._asked() or self._description
-            self._described_at = time.monotonic()
-        if self._description is None:
+        await self._watch()
+        found = self._routes.description()
+        if found is None:
             raise ServingError(f"none of the engines {sorted(self._engines)} answers yet; try again in a few seconds")
-        return self._description
+        return found
 
     async def infer(
         self, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
     ) -> list[FrameAnswer]:
-        """See Backend."""
-        node = homes((await self.describe()).queries, self._engines)[query]
-        found: list[FrameAnswer] = await self._call(node, "infer", query, list(images), slo_ms, droppable)
-        return found
+        """See Backend. A frame that may be dropped gets the last answer while nobody answers its query; one that may
+        not waits for its node to come back, or for another one."""
+        await self._watch()
+        begun_s = time.monotonic()
+        while True:
+            left_s = self._timeout_s - (time.monotonic() - begun_s)
+            try:
+                return await self._asked(query, images, slo_ms, droppable, left_s)
+            except ElsewhereError:
+                await self._look()
+            except (LostError, SilentError) as error:
+                if droppable:
+                    return self._repeated(query, len(images), str(error), begun_s)
+                if left_s <= _RETRY_S:
+                    raise
+            await asyncio.sleep(_RETRY_S)
 
     async def status(self) -> ServiceStatus:
         """See Backend."""
-        found = await asyncio.gather(*(self._node_status(node) for node in self._engines))
-        try:
-            description = await self.describe()
-        except ServingError:
-            return service_status(None, dict(zip(self._engines, found, strict=True)), {})
-        where = homes(description.queries, self._engines)
-        return service_status(description, dict(zip(self._engines, found, strict=True)), where)
+        await self._watch()
+        found = dict(zip(self._engines, await asyncio.gather(*map(self._node_status, self._engines)), strict=True))
+        description = self._routes.description()
+        homes = {name: self._routes.last_home(name) for name in description.queries} if description else {}
+        status = service_status(description, found, {name: home for name, home in homes.items() if home})
+        return status.model_copy(update={"control": self._control, "events": await self._events()})
 
-    async def _node_status(self, node: str) -> EngineStatus | str:
+    # asking
+
+    async def _asked(
+        self, query: str, images: Sequence[Image], slo_ms: float | None, droppable: bool, timeout_s: float
+    ) -> list[FrameAnswer]:
+        node = self._routes.home(query)
+        if node is None:
+            raise LostError(self._why_not(query))
+        asked = self._call(node, "infer", query, list(images), slo_ms, droppable, timeout_s=max(timeout_s, _RETRY_S))
         try:
-            status: EngineStatus = await self._call(node, "status", timeout_s=_STATUS_TIMEOUT_S)
+            found: list[FrameAnswer] = await _unless(asked, self._routes.lost_event(node))
+        except LostError as error:
+            self._routes.lost(node, str(error))
+            raise
+        if fresh := [answer for answer in found if answer.fresh]:
+            self._last[query] = fresh[-1]
+        return found
+
+    def _why_not(self, query: str) -> str:
+        unplaced = self._control.unplaced.get(query) if self._control else None
+        return self._routes.why_not(query) if unplaced is None else f"query {query!r} has no node: {unplaced}"
+
+    def _repeated(self, query: str, count: int, reason: str, begun_s: float) -> list[FrameAnswer]:
+        """The last answer for each frame. ServingError where there is none."""
+        last = self._last.get(query)
+        if last is None:
+            raise ServingError(reason)
+        waited_ms = (time.monotonic() - begun_s) * 1e3
+        return [replace(last, fresh=False, reason=f"failed: {reason}", latency_ms=waited_ms)] * count
+
+    # watching
+
+    async def _watch(self) -> None:
+        """Keep an eye on the engines from now on; waits for their first answers only."""
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.get_running_loop().create_task(self._keep_looking())
+            await self._look()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                await self._look()
+            except Exception:
+                log.exception("the engines could not be looked at")
+
+    async def _look(self) -> None:
+        await asyncio.gather(self._look_at_controller(), *map(self._look_at, self._engines))
+
+    async def _look_at(self, node: str) -> None:
+        try:
+            self._routes.told(node, await self._call(node, "describe", timeout_s=_LOOK_TIMEOUT_S))
+        except SilentError as error:
+            self._routes.silent(node, str(error))
+        except GemelError as error:
+            self._routes.lost(node, str(error))
+
+    async def _look_at_controller(self) -> None:
+        if self._controller is None:
+            return
+        try:
+            self._control = await call(self._controller, "the controller", "reply", timeout_s=_LOOK_TIMEOUT_S)
+        except GemelError as error:
+            self._control = (self._control or ControlReply()).model_copy(update={"problem": str(error)})
+            return
+        for node in self._control.gone if self._control else ():
+            self._routes.lost(node, "its machine has left the cluster")
+
+    async def _node_status(self, node: str) -> EngineStatus | str | None:
+        try:
+            status: EngineStatus | None = await self._call(node, "status", timeout_s=_LOOK_TIMEOUT_S)
         except GemelError as error:
             return str(error)
         return status
 
-    async def _asked(self) -> Description | None:
-        for node in self._engines:
-            try:
-                description: Description = await self._call(node, "describe", timeout_s=_STATUS_TIMEOUT_S)
-            except GemelError:
-                continue
-            return description
-        return None
+    async def _events(self) -> tuple[ServiceEvent, ...]:
+        if self._controller is None:
+            return ()
+        with contextlib.suppress(GemelError):
+            found: tuple[ServiceEvent, ...] = await call(
+                self._controller, "the controller", "events", timeout_s=_LOOK_TIMEOUT_S
+            )
+            return found
+        return ()
 
-    async def _call(self, node: str, method: str, *args: object, timeout_s: float | None = None) -> Any:  # noqa: ANN401
-        timeout_s = min(timeout_s or self._timeout_s, self._timeout_s)
-        try:
-            return await asyncio.wait_for(_remote(self._engines[node], method, *args), timeout_s)
-        except TimeoutError as error:
-            raise ServingError(f"node {node!r} gave no answer within {timeout_s:g} s; is it still running?") from error
-        except RayTaskError as error:
-            if isinstance(error.cause, GemelError):
-                raise error.cause from error
-            raise
-        except BackPressureError as error:
-            raise BusyError(f"node {node!r} has more requests than it takes; try again shortly") from error
-        except (RayError, RayServeException) as error:
-            reason = type(error).__name__
-            raise ServingError(f"node {node!r} has lost its engine ({reason}); it restarts, try again") from error
+    async def _call(self, node: str, method: str, *args: object, timeout_s: float) -> Any:  # noqa: ANN401
+        who, timeout_s = f"node {node!r}", min(timeout_s, self._timeout_s)
+        return await call(self._engines[node], who, method, *args, timeout_s=timeout_s)
 
 
-async def _remote(engine: DeploymentHandle, method: str, *args: object) -> Any:  # noqa: ANN401
-    return await getattr(engine, method).remote(*args)
-
-
-def homes(queries: Iterable[str], nodes: Iterable[str]) -> dict[str, str]:
-    """The node that answers each query: dealt out in turn, the same for the same names."""
-    ring = list(nodes)
-    return {query: ring[place % len(ring)] for place, query in enumerate(sorted(queries))}
+async def _unless(asked: Any, lost: asyncio.Event) -> Any:  # noqa: ANN401 - any coroutine and its result
+    """What was asked for; LostError as soon as whom it was asked of is lost, since no answer will come."""
+    answer, loss = asyncio.ensure_future(asked), asyncio.ensure_future(lost.wait())
+    try:
+        await asyncio.wait((answer, loss), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise LostError("the node was lost while it was asked")
+    finally:
+        answer.cancel()
+        loss.cancel()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from gemel_ray.engine.engine import check_fits
 from gemel_ray.serving.app import application
-from gemel_ray.serving.ingress_deployment import engine_name
+from gemel_ray.serving.ingress_deployment import CONTROLLER, engine_name
 from gemel_ray.serving.machine import check_port
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
 from gemel_ray.serving.releases import pull_release
@@ -26,6 +28,8 @@ from gemel_ray.spec.errors import ServingError
 log = logging.getLogger(__name__)
 
 _APP = "gemel"
+# Engines start, models are measured, releases come from afar.
+_PLACING_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ def serve_release(
     name: str = _APP,
     tokens: Mapping[Role, TokenSource] | None = None,
     allow_anonymous: bool = False,
+    watch: bool = False,
+    canary_s: float = 5.0,
+    grace_s: float = 10.0,
 ) -> Iterator[Service]:
     """Serve a release until the block ends; Ray and Serve are started where they do not run, and only then ended.
 
@@ -63,6 +70,9 @@ def serve_release(
         "allow_factories": allow_factories,
         "tokens": dict(tokens or {}),
         "allow_anonymous": allow_anonymous,
+        "watch": watch,
+        "canary_s": canary_s,
+        "grace_s": grace_s,
     }
     options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
     check_host(host, has_tokens=bool(options.tokens), allow_anonymous=allow_anonymous)
@@ -74,6 +84,7 @@ def serve_release(
         except RuntimeError as error:
             raise ServingError(f"the service did not start: {_why(name) or error}") from error
         try:
+            _wait_until_placed(options, name)
             yield Service(address, _handles(options, name))
         finally:
             serve.delete(name)
@@ -82,8 +93,20 @@ def serve_release(
 def _check_release(options: ServeOptions) -> None:
     """Tell here what an engine's process could only tell in its log, after three attempts."""
     manifest, _ = pull_release(options.store, options.release, options.cache)
-    for node in options.nodes:
-        check_fits(manifest, node.memory)
+    if len(options.nodes) == 1:
+        check_fits(manifest, options.nodes[0].memory)
+
+
+def _wait_until_placed(options: ServeOptions, name: str) -> None:
+    """Until every query has a node, or is known to have none. ServingError when that takes too long."""
+    if not options.has_controller:
+        return
+    controller, until_s = serve.get_deployment_handle(CONTROLLER, name), time.monotonic() + _PLACING_S
+    pause = threading.Event()
+    while not (reply := controller.reply.remote().result(timeout_s=_PLACING_S)).is_settled:
+        if time.monotonic() > until_s:
+            raise ServingError(f"the fleet is not settled after {_PLACING_S:g} s: {reply.doing or reply.blocked}")
+        pause.wait(0.1)
 
 
 def _handles(options: ServeOptions, name: str) -> dict[str, DeploymentHandle]:

@@ -58,7 +58,7 @@ class InferenceProtocol:
     async def model(self, query: str, version: str | None = None) -> wire.ModelMetadata:
         """Inputs and outputs of one query."""
         description = await self._described(query, version)
-        return wire.metadata(description.queries[query], description.release)
+        return wire.metadata(description.queries[query], description.release_of(query))
 
     async def model_ready(self, query: str, version: str | None = None) -> JSONResponse:
         """Whether the node that answers a query does so: 200 or 503."""
@@ -86,8 +86,8 @@ class InferenceProtocol:
     async def _described(self, query: str, version: str | None) -> Description:
         description = await self._backend.describe()
         card_of(description, query)
-        if version not in (None, str(description.release)):
-            raise HTTPException(404, f"version {version} of {query!r} is not served; release {description.release} is")
+        if version not in (None, str(release := description.release_of(query))):
+            raise HTTPException(404, f"version {version} of {query!r} is not served; release {release} is")
         return description
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from gemel_ray.engine.status import EngineStatus, QueryStatus
 from gemel_ray.serving.description import Description, QueryCard
+from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.replies import AnswerReply, answer_reply
 
 
@@ -55,6 +56,23 @@ class QueryReply(BaseModel):
     last_reason: str | None = None
 
 
+class ControlReply(BaseModel):
+    """What the controller is at. With a `problem` it cannot be reached; engines go on as they are meanwhile."""
+
+    problem: str | None = None
+    # The release that is to be served everywhere.
+    target: int | None = None
+    # What it does or waits for; None when all is as it should be.
+    doing: str | None = None
+    # Why the target is not rolled out any further.
+    blocked: str | None = None
+    # Nodes whose machine has left the cluster.
+    gone: tuple[str, ...] = ()
+    # Queries that no node can take, and why.
+    unplaced: dict[str, str] = {}
+    is_settled: bool = False
+
+
 class ServiceStatus(BaseModel):
     """Answer to GET /v1/status. What is served is unknown as long as no engine has ever been reached."""
 
@@ -64,6 +82,10 @@ class ServiceStatus(BaseModel):
     bytes_after: int | None
     nodes: tuple[NodeReply, ...]
     queries: tuple[QueryReply, ...]
+    # Of a service with a controller alone.
+    control: ControlReply | None = None
+    # What has happened of late, oldest first.
+    events: tuple[ServiceEvent, ...] = ()
 
     @property
     def ready(self) -> bool:
@@ -72,10 +94,13 @@ class ServiceStatus(BaseModel):
 
 
 def service_status(
-    description: Description | None, engines: Mapping[str, EngineStatus | str], homes: Mapping[str, str]
+    description: Description | None, engines: Mapping[str, EngineStatus | str | None], homes: Mapping[str, str]
 ) -> ServiceStatus:
-    """Put together what each node told of itself, or why it did not; `homes` says which node answers a query."""
-    cards = description.queries.values() if description else ()
+    """Put together what each node told of itself, or why it did not, or that it is idle (None).
+
+    `homes` says which node answers a query.
+    """
+    cards = [card for card in description.queries.values() if card.name in homes] if description else []
     return ServiceStatus(
         workload=description.workload if description else None,
         release=description.release if description else None,
@@ -86,8 +111,8 @@ def service_status(
     )
 
 
-def _node(name: str, engine: EngineStatus | str) -> NodeReply:
-    if isinstance(engine, str):
+def _node(name: str, engine: EngineStatus | str | None) -> NodeReply:
+    if not isinstance(engine, EngineStatus):
         return NodeReply(name=name, problem=engine)
     return NodeReply(
         name=name,
@@ -105,7 +130,7 @@ def _node(name: str, engine: EngineStatus | str) -> NodeReply:
     )
 
 
-def _query(card: QueryCard, node: str, engine: EngineStatus | str) -> QueryReply:
+def _query(card: QueryCard, node: str, engine: EngineStatus | str | None) -> QueryReply:
     known = QueryReply(
         name=card.name,
         node=node,
@@ -114,7 +139,7 @@ def _query(card: QueryCard, node: str, engine: EngineStatus | str) -> QueryReply
         accuracy_target=card.accuracy_target,
         agreement=card.agreement,
     )
-    found = None if isinstance(engine, str) else engine.queries.get(card.name)
+    found = engine.queries.get(card.name) if isinstance(engine, EngineStatus) else None
     return known if found is None else known.model_copy(update=_counts(found, card))
 
 
