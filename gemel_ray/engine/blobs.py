@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class TensorPlace:
     shape: tuple[int, ...]
     start: int
     end: int
+    strides: tuple[int, ...]
 
     @property
     def bytes(self) -> int:
@@ -104,7 +105,7 @@ def _well_aligned(tensors: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:
     in_file = sorted(tensors, key=lambda name: tensors[name].start)
     for name in sorted(in_file, key=lambda name: -_alignment(tensors[name].bytes)):
         place = tensors[name]
-        found[name] = TensorPlace(place.dtype, place.shape, start, start + place.bytes)
+        found[name] = replace(place, start=start, end=start + place.bytes)
         start += place.bytes
     return {name: found[name] for name in in_file}
 
@@ -118,6 +119,8 @@ def _runs(in_file: Mapping[str, TensorPlace], in_memory: Mapping[str, TensorPlac
     runs: list[Run] = []
     for name in sorted(in_file, key=lambda name: (in_file[name].start, in_file[name].end)):
         place = in_memory[name]
+        if not place.bytes:
+            continue
         if runs and runs[-1].start + runs[-1].bytes == place.start:
             runs[-1] = Run(runs[-1].start, runs[-1].bytes + place.bytes)
         else:
@@ -140,4 +143,4 @@ def _place(entry: Mapping[str, Any]) -> TensorPlace:
     dtype, shape = _DTYPES[entry["dtype"]], tuple(int(side) for side in entry["shape"])
     if start % dtype.itemsize or end - start != torch.Size(shape).numel() * dtype.itemsize:
         raise ValueError(f"bytes {start} to {end} do not hold {shape} of {dtype}")
-    return TensorPlace(dtype, shape, start, end)
+    return TensorPlace(dtype, shape, start, end, torch.empty(shape, device="meta").stride())

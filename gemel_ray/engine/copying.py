@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from typing import Literal, Protocol
@@ -20,6 +20,8 @@ ReloadFrom = Literal["memory", "disk"]
 
 # Two pinned buffers of this size: one is filled from disk while the other crosses to the GPU.
 STAGING_BYTES = 32 << 20
+# Systems take at least so many in one read (IOV_MAX).
+_MOST_PARTS = 1024
 
 
 class Copier(Protocol):
@@ -47,8 +49,7 @@ class HostCopier:
     def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
         """See Copier."""
         with _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
-            for run in blob.runs:
-                _fill(piece[run.start : run.start + run.bytes], file)
+            _fill(_parts(piece, blob), file)
             _leave(file, self._reload_from)
         return piece
 
@@ -67,11 +68,11 @@ class CudaCopier:
         """See Copier. Waits for its own stream only."""
         # Taken under our stream, too: the allocator may hand us memory that kernels queued on another still use.
         with torch.cuda.stream(self.stream), _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
-            runs = [piece[run.start : run.start + run.bytes] for run in blob.runs]
-            for number, part in enumerate(part for run in runs for part in run.split(STAGING_BYTES)):
+            pieces = (part for run in _parts(piece, blob) for part in run.split(STAGING_BYTES))
+            for number, part in enumerate(pieces):
                 staging, emptied = self._staging[number % 2][: part.numel()], self._emptied[number % 2]
                 emptied.synchronize()
-                _fill(staging, file)
+                _fill([staging], file)
                 part.copy_(staging, non_blocking=True)
                 emptied.record(self.stream)
             _leave(file, self._reload_from)
@@ -90,6 +91,15 @@ def _piece(arena: Arena, count_bytes: int) -> Iterator[torch.Tensor]:
         raise
 
 
+def _parts(piece: torch.Tensor, blob: BlobFile) -> list[torch.Tensor]:
+    """The parts of memory that the blob's bytes go to, in the order of the file."""
+    if len(blob.runs) == 1:
+        return [piece]
+    sizes = sorted((run.start, run.bytes) for run in blob.runs)
+    by_start = dict(zip((start for start, _ in sizes), piece.split([count for _, count in sizes]), strict=True))
+    return [by_start[run.start] for run in blob.runs]
+
+
 def _at_data(blob: BlobFile) -> FileIO:
     try:
         file = FileIO(blob.path)
@@ -105,10 +115,15 @@ def _leave(file: FileIO, reload_from: ReloadFrom) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _fill(memory: torch.Tensor, file: FileIO) -> None:
-    view = memory.numpy().data
-    while view:
-        count = file.readinto(view)
+def _fill(parts: Iterable[torch.Tensor], file: FileIO) -> None:
+    """Read on into one part of memory after the other, many of them in one call."""
+    left = [part.numpy().data for part in parts if part.numel()]
+    while left:
+        count = os.readv(file.fileno(), left[:_MOST_PARTS])
         if not count:
-            raise CorruptBlobError(f"{file.name} ends {len(view)} bytes early; fetch it from the store again")
-        view = view[count:]
+            short_bytes = sum(len(view) for view in left)
+            raise CorruptBlobError(f"{file.name} ends {short_bytes} bytes early; fetch it from the store again")
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left:
+            left[0] = left[0][count:]
