@@ -126,8 +126,9 @@ def edge(
     from gemel_ray.serving.options import load_edge_options
     from gemel_ray.spec.workload import load_workload
 
+    loaded = load_workload(workload)
     serve_edge(
-        store, node_options(load_workload(workload), node, memory), load_edge_options(options),
-        release=release, cache=cache, host=host, port=port, report=tell,
+        store, node_options(loaded, node, memory), load_edge_options(options),
+        release=release, workload=loaded, cache=cache, host=host, port=port, report=tell,
     )  # fmt: skip
     tell("stopped")

@@ -9,18 +9,20 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.engine import Engine, check_fits
 from gemel_ray.policy.backoff import wait_s
 from gemel_ray.policy.transition import restricted
 from gemel_ray.serving.description import Description
+from gemel_ray.serving.edge_drift import EdgeDrift, followed_release, locally_reverted
 from gemel_ray.serving.engine_backend import EngineBackend
 from gemel_ray.serving.options import EdgeOptions, NodeOptions
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.releases import cache_folder
 from gemel_ray.serving.status import ServiceStatus
 from gemel_ray.spec.answers import FrameAnswer
-from gemel_ray.spec.errors import GemelError, InputError, nearest
+from gemel_ray.spec.errors import GemelError, InputError, StoreError, nearest
 from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.workload import Workload
 from gemel_ray.weights.following import Follower
 
 log = logging.getLogger(__name__)
@@ -35,10 +37,19 @@ class EdgeBox:
     What is wrong with the store or with a new release is told in the status; the release before is served on.
     """
 
-    def __init__(self, store: str, node: NodeOptions, options: EdgeOptions, *, release: int | None = None) -> None:
-        """`release` stays with one release instead of following HEAD."""
+    def __init__(
+        self,
+        store: str,
+        node: NodeOptions,
+        options: EdgeOptions,
+        *,
+        release: int | None = None,
+        workload: Workload | None = None,
+    ) -> None:
+        """`release` stays with one release instead of following HEAD. `workload` is what a re-merge is made of."""
         self._options = options
-        self._follower = Follower(store, cache_folder(store, options.cache), release=release)
+        folder = cache_folder(store, options.cache)
+        self._follower = Follower(store, folder, release=release)
         self._engine = Engine(
             budget_bytes=node.memory,
             device=node.device,
@@ -47,6 +58,10 @@ class EdgeBox:
             reload_from=options.reload_from,
         )
         self._node = node.name
+        self._drift = options.drift and EdgeDrift(
+            options.drift, self._engine, self._follower, folder / "drift", store, workload,
+            revert=self.revert, allow_factories=options.allow_factories,
+        )  # fmt: skip
         self._checking = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="gemel-follow", daemon=True)
@@ -66,11 +81,15 @@ class EdgeBox:
             self._engine, manifest, node=self._node, timeout_s=self._options.request_timeout_s
         )
         self._thread.start()
+        if self._drift:
+            self._drift.start(manifest)
         return manifest
 
     def stop(self) -> None:
         """Follow no more, and end the engine. A download under way goes on in its thread until the process ends."""
         self._ended.set()
+        if self._drift:
+            self._drift.stop()
         self._engine.stop()
         if self._thread.is_alive():
             self._thread.join(_LOOK_EVERY_S)
@@ -80,12 +99,34 @@ class EdgeBox:
         with self._checking:
             return self._check()
 
+    def revert(self, query: str) -> tuple[int, str]:
+        """Run a query's original again: for all boxes, through the store, where it can be written; else on this box
+        until the store's HEAD moves on.
+
+        Gives the release that does so, and a word on how. Raises OverBudgetError where the original does not fit,
+        StoreError where the originals cannot be had, InputError where the query runs its original already.
+        """
+        with self._checking:
+            root = self._follower.originals(self._manifest)
+            planned = locally_reverted(self._manifest, root, query)
+            check_fits(planned, self._engine.budget_bytes)
+            try:
+                self._follower.revert(self._manifest, query)
+                self._check()
+                return self._manifest.release, "served by all that follow the store"
+            except (StoreError, InputError) as error:
+                self._take(planned)
+                return planned.release, f"served by this box alone, until the store's HEAD moves on: {error}"
+
     def _check(self) -> bool:
-        serving = self._manifest.release if self._is_as_asked(self._manifest) else None
+        serving = followed_release(self._manifest) if self._is_as_asked(self._manifest) else None
         manifest = self._follower.news(serving)
         if manifest is None:
             return False
-        manifest = self._mine(manifest)
+        self._take(self._mine(manifest))
+        return True
+
+    def _take(self, manifest: Manifest) -> None:
         self._follower.bring(manifest)
         if self._engine.costs.unknown(manifest):
             # What a model of a new form costs can be measured on an idle device only.
@@ -95,7 +136,8 @@ class EdgeBox:
         self._manifest = manifest
         self._backend.serve(manifest)
         self._follower.settle(manifest)
-        return True
+        if self._drift:
+            self._drift.serve(manifest)
 
     # Backend
 
@@ -113,7 +155,8 @@ class EdgeBox:
         """See Backend."""
         found = await self._backend.status()
         nodes = tuple(node.model_copy(update={"release_problem": self.problem}) for node in found.nodes)
-        return found.model_copy(update={"nodes": nodes})
+        found = found.model_copy(update={"nodes": nodes})
+        return self._drift.told(found) if self._drift else found
 
     # starting and following
 
@@ -188,6 +231,8 @@ class EdgeBox:
             self.problem = f"an error of the box itself ({type(error).__name__}); its log says more"
         else:
             self.problem = None
+        if self._drift:
+            self._drift.tend(self._manifest)
         return self.problem is None
 
     def _heal(self) -> None:

@@ -13,6 +13,7 @@ from gemel_ray.serving.ingress import build_api
 from gemel_ray.serving.machine import check_port
 from gemel_ray.serving.options import EdgeOptions, NodeOptions, absolute_store
 from gemel_ray.serving.tokens import Guard, check_host, read_tokens
+from gemel_ray.spec.workload import Workload
 
 # Streams of results never end by themselves.
 _GRACE_S = 5
@@ -24,6 +25,7 @@ def serve_edge(
     options: EdgeOptions,
     *,
     release: int | None = None,
+    workload: Workload | None = None,
     cache: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -38,7 +40,9 @@ def serve_edge(
     check_host(host, has_tokens=bool(options.tokens), allow_anonymous=options.allow_anonymous)
     guard = Guard(read_tokens(options.tokens), allow_anonymous=options.allow_anonymous)
     check_port(host, port)
-    box = EdgeBox(absolute_store(store, Path.cwd()), node, options_for(options, cache), release=release)
+    box = EdgeBox(
+        absolute_store(store, Path.cwd()), node, options_for(options, cache), release=release, workload=workload
+    )
     manifest = box.start()
     try:
         # uvicorn ends at these signals and then raises them again, which must not end us before the engine.

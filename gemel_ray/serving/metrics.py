@@ -43,12 +43,32 @@ _QUERY_GAUGES: dict[str, tuple[str, Callable[[QueryReply], Number]]] = {
     "gemel_query_agreement_ratio": ("Agreement with the original on the gate split", lambda q: q.agreement),
     "gemel_query_accuracy_target_ratio": ("Agreement that is asked for", lambda q: q.accuracy_target),
     "gemel_query_slo_seconds": ("Arrival to answer, at most", lambda q: q.slo_ms / 1e3),
+    "gemel_query_sampled_agreement_ratio": (
+        "Agreement with the original on frames sampled while serving",
+        lambda q: q.drift.agreement if q.drift else None,
+    ),
+    "gemel_query_drift_floor_ratio": (
+        "Sampled agreement below this is drift",
+        lambda q: q.drift.floor if q.drift else None,
+    ),
+    "gemel_query_drift_evidence_ratio": (
+        "Evidence of drift; it is found at 1",
+        lambda q: q.drift.evidence_fraction if q.drift else None,
+    ),
+    "gemel_query_drifted": (
+        "1 for a query that has drifted",
+        lambda q: float(q.drift.verdict == "drifted") if q.drift else None,
+    ),
     "gemel_query_weights_bytes": ("Bytes of the query's weights", lambda q: q.weights_bytes),
     "gemel_query_shared_bytes": ("Those that another query uses too", lambda q: q.shared_bytes),
 }
 _QUERY_COUNTERS: dict[str, tuple[str, Callable[[QueryReply], Number]]] = {
     "gemel_frames_arrived": ("Frames that arrived", lambda q: q.arrived),
     "gemel_frames_answered": ("Frames with a forward pass of their own", lambda q: q.answered),
+    "gemel_frames_sampled": (
+        "Frames compared with the original's answer",
+        lambda q: q.drift.samples if q.drift else None,
+    ),
     "gemel_frames_stale": ("Frames that got the last answer again", lambda q: q.stale),
 }
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from gemel_ray.serving.backend import Limits
+from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.tokens import Role, TokenSource, without_tokens
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.strict import Strict, explain
@@ -112,6 +113,8 @@ class EdgeOptions(HttpOptions):
     reload_from: Literal["memory", "disk"] = "memory"
     # Threads of one inference on a CPU; None takes all cores.
     threads: Annotated[int, Field(gt=0)] | None = None
+    # Whether sampled frames are compared with the originals' answers; None leaves that out. See drift_options.py.
+    drift: DriftOptions | None = None
 
 
 def parse_options(args: Mapping[str, Any], *, base: Path | None = None) -> ServeOptions:

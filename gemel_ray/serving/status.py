@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from gemel_ray.engine.status import EngineStatus, QueryStatus
 from gemel_ray.serving.description import Description, QueryCard
 from gemel_ray.serving.events import ServiceEvent
+from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
 from gemel_ray.serving.replies import AnswerReply, answer_reply
 
 
@@ -54,6 +55,8 @@ class QueryReply(BaseModel):
     shared_bytes: int | None = None
     last_answer: AnswerReply | None = None
     last_reason: str | None = None
+    # None where nobody watches, or the query runs its original.
+    drift: DriftReply | None = None
 
 
 class ControlReply(BaseModel):
@@ -82,6 +85,8 @@ class ServiceStatus(BaseModel):
     bytes_after: int | None
     nodes: tuple[NodeReply, ...]
     queries: tuple[QueryReply, ...]
+    # Queries that drifted, oldest first.
+    drift_events: tuple[DriftEvent, ...] = ()
     # Of a service with a controller alone.
     control: ControlReply | None = None
     # What has happened of late, oldest first.

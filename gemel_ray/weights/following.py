@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from gemel_ray.spec.errors import StoreError
+from gemel_ray.policy.transition import restricted
+from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.weights.cache import Fetched, LocalCache
+from gemel_ray.weights.maintenance import originals_of, revert_queries
 from gemel_ray.weights.store import Store, open_store
 
+_ORIGINALS = "originals.json"
 _log = logging.getLogger(__name__)
 
 
@@ -59,6 +62,36 @@ class Follower:
     def fetch(self, sha: str) -> Path:
         """The verified local file of a blob. Raises StoreError."""
         return self._cache.fetch(sha)
+
+    def originals(self, manifest: Manifest) -> Manifest:
+        """The originals of a release's queries, whole on local disk; those kept there where the store is away.
+
+        Raises StoreError where neither has them.
+        """
+        kept = LocalCache(self._store, self._folder, last=_ORIGINALS)
+        try:
+            root = originals_of(self.store, manifest)
+            root = restricted(root, root.queries.keys() & manifest.queries.keys())
+            self._cache.bring(root)
+            kept.save_manifest(root)
+        except StoreError:
+            last = kept.last_manifest()
+            # Of another workload, they would be other models of the same names.
+            if last is None or last.workload_hash != manifest.workload_hash:
+                raise
+            return last
+        return root
+
+    def revert(self, manifest: Manifest, query: str) -> None:
+        """Publish a release in which a query runs its original again, unless HEAD has other weights of it by now.
+
+        Raises StoreError where the store cannot be written, InputError where HEAD is not followed.
+        """
+        if self._release is not None:
+            raise InputError(f"this box stays with release {self._release}")
+        head = self.store.manifest()
+        if query in head.queries and head.queries[query].weights == manifest.queries[query].weights:
+            revert_queries(self.store, [query])
 
     def settle(self, manifest: Manifest) -> None:
         """This release is being served: it is the one to start with the next time. Raises StoreError."""

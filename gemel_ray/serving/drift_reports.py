@@ -1,0 +1,46 @@
+"""What the drift watch tells: each query's agreement so far, and what was done about those that drifted."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class DriftReply(BaseModel):
+    """One watched query since its model was last replaced."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Literal["holding", "drifted"]
+    # Of the last sampled frames with the original; None before the first block of them.
+    agreement: float | None
+    # Agreement below this is drift.
+    floor: float
+    samples: int
+    # How much there is of what it takes to find drift: 1 is drift.
+    evidence_fraction: float
+
+
+class DriftEvent(BaseModel):
+    """A query has drifted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    # UTC, ISO 8601.
+    at: str
+    query: str
+    # The release whose model drifted.
+    release: int
+    agreement: float | None
+    floor: float
+    samples: int
+    # The release in which the query runs its original again; None where it could not be reverted.
+    reverted_in: int | None = None
+    # How it was reverted, or why it was not.
+    outcome: str = ""
+    # Frames and workload for a re-merge, and the command line that does it.
+    folder: str | None = None
+    command: str | None = None
+    # The Ray job that does it, where one was submitted.
+    job: str | None = None

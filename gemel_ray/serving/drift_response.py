@@ -1,0 +1,169 @@
+"""What follows when a query has drifted: it runs its original again, somebody is told, a re-merge is made ready."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
+from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
+from gemel_ray.spec.errors import GemelError, StoreError
+from gemel_ray.spec.feeds import FeedSpec
+from gemel_ray.spec.workload import Workload
+from gemel_ray.vision.feeds.keeping import KeptFrames
+from gemel_ray.weights.files import Files
+
+log = logging.getLogger(__name__)
+
+_EVENTS = "drift-events.json"
+_MOST_EVENTS = 100
+
+# Makes a query run its original: the release it does so in, and how that was done.
+Revert = Callable[[str], tuple[int, str]]
+
+
+class Submit(Protocol):
+    """Runs `gemel search` with these arguments as a job elsewhere, with a folder as its working directory."""
+
+    def __call__(self, options: RemergeOptions, folder: Path, arguments: list[str]) -> str:
+        """The job's name. GemelError where it cannot be submitted."""
+        ...
+
+
+class DriftResponse:
+    """Called by the monitor. Events are kept in a file, so that a restart forgets none."""
+
+    def __init__(
+        self,
+        options: DriftOptions,
+        workload: Workload | None,
+        store: str,
+        folder: Path,
+        *,
+        revert: Revert,
+        kept: Callable[[str], KeptFrames | None],
+        submit: Submit,
+    ) -> None:
+        """`store` is where a re-merge goes; without a workload, none is made ready."""
+        self._options = options
+        self._workload = workload
+        self._store = store
+        self._folder = folder
+        self._revert = revert
+        self._kept = kept
+        self._submit = submit
+        self._files = Files.at(folder)
+        self._lock = threading.Lock()
+        self._events = self._read()
+
+    @property
+    def events(self) -> tuple[DriftEvent, ...]:
+        """The newest, oldest first."""
+        return self._events
+
+    def __call__(self, query: str, reply: DriftReply, release: int) -> None:
+        """Revert, and tell what was done; never raises for what can be told instead."""
+        event = DriftEvent(
+            at=datetime.now(UTC).isoformat(timespec="seconds"), query=query, release=release,
+            agreement=reply.agreement, floor=reply.floor, samples=reply.samples,
+        )  # fmt: skip
+        number, outcome = self._reverted(query)
+        made = self._made_ready(query)
+        event = event.model_copy(update={"reverted_in": number, "outcome": outcome, **made})
+        log.warning("drift: %s", event.model_dump_json())
+        with self._lock:
+            self._events = (*self._events, event)[-_MOST_EVENTS:]
+            self._write()
+
+    def submit_what_is_ready(self) -> None:
+        """Submit the re-merges whose frames are enough by now; those that cannot be submitted are tried again later."""
+        if self._options.remerge is None:
+            return
+        for event in self._events:
+            kept = self._kept(event.query)
+            if event.job is None and event.folder and kept and len(kept) >= self._options.remerge.frames:
+                self._submit_one(event, self._options.remerge)
+
+    def _reverted(self, query: str) -> tuple[int | None, str]:
+        if not self._options.revert:
+            return None, "left as it is: 'revert' is off"
+        try:
+            return self._revert(query)
+        except GemelError as error:
+            return None, f"not reverted: {error}"
+
+    def _made_ready(self, query: str) -> dict[str, str]:
+        """Where the workload of a re-merge lies, and the command that starts it."""
+        kept = self._kept(query)
+        if self._workload is None or kept is None:
+            return {}
+        folder = self._folder / query
+        try:
+            feed = kept.feed(fps=max(1 / self._options.sample_every_s, 0.001))
+            workload = with_feed(self._workload, query, _below(folder, feed))
+            Files.at(folder).write("workload.yaml", yaml.safe_dump(workload, sort_keys=False).encode())
+        except (OSError, StoreError) as error:
+            log.warning("the re-merge of %s is not made ready: %s", query, error)
+            return {}
+        return {"folder": str(folder), "command": shlex.join(["gemel", *self._arguments(folder / "workload.yaml")])}
+
+    def _arguments(self, workload: Path) -> list[str]:
+        more = self._options.remerge.arguments if self._options.remerge else ()
+        return ["search", str(workload), "--store", self._store, *more]
+
+    def _submit_one(self, event: DriftEvent, options: RemergeOptions) -> None:
+        self._made_ready(event.query)
+        folder = Path(str(event.folder))
+        try:
+            job = self._submit(options, folder, self._arguments(Path("workload.yaml")))
+        except GemelError as error:
+            log.warning("the re-merge of %s is not submitted: %s", event.query, error)
+            return
+        with self._lock:
+            submitted = event.model_copy(update={"job": job})
+            self._events = tuple(submitted if known == event else known for known in self._events)
+            self._write()
+
+    def _read(self) -> tuple[DriftEvent, ...]:
+        try:
+            data = self._files.read(_EVENTS)
+            return tuple(DriftEvent.model_validate(event) for event in json.loads(data or b"[]"))
+        except (StoreError, ValueError) as error:
+            log.warning("earlier drift events are lost: %s", error)
+            return ()
+
+    def _write(self) -> None:
+        try:
+            self._files.write(_EVENTS, json.dumps([event.model_dump() for event in self._events], indent=1).encode())
+        except StoreError as error:
+            log.warning("drift events are not kept: %s", error)
+
+
+def _below(folder: Path, feed: FeedSpec) -> FeedSpec:
+    """The feed with paths relative to the workload file: the folder may be sent elsewhere as a whole."""
+    paths = {
+        field: str(Path(value).relative_to(folder))
+        for field in ("path", "images", "annotations")
+        if (value := getattr(feed, field, None)) is not None
+    }
+    return feed.model_copy(update=paths)
+
+
+def with_feed(workload: Workload, query: str, feed: FeedSpec) -> dict[str, object]:
+    """The document of the same workload, in which one query reads another feed."""
+    name = f"{query[:57]}_drift"
+    queries = tuple(
+        asked.model_copy(update={"feed": name}) if asked.name == query else asked for asked in workload.queries
+    )
+    used = {asked.feed for asked in queries}
+    feeds = {key: found for key, found in workload.feeds.items() if key in used} | {name: feed}
+    changed = workload.model_copy(update={"feeds": feeds, "queries": queries})
+    return changed.model_dump(mode="json", exclude_none=True)

@@ -1,0 +1,120 @@
+"""The drift watch of a box on its own: sampler, monitor and response around one engine and one follower."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.originals import Originals
+from gemel_ray.engine.sampling import Sampler
+from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
+from gemel_ray.serving.drift_reports import DriftReply
+from gemel_ray.serving.drift_response import DriftResponse, Revert
+from gemel_ray.serving.drift_watch import DriftWatch
+from gemel_ray.serving.status import ServiceStatus
+from gemel_ray.spec.errors import GemelError, ServingError, StoreError
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.workload import Workload
+from gemel_ray.weights.following import Follower
+from gemel_ray.weights.maintenance import reverted
+
+log = logging.getLogger(__name__)
+
+# Releases that a box made for itself alone are numbered from here on, where no store ever comes.
+_LOCAL = 1_000_000_000
+
+
+class EdgeDrift:
+    """Watches what one engine serves. Without its originals at hand it waits for the store to give them."""
+
+    def __init__(
+        self,
+        options: DriftOptions,
+        engine: Engine,
+        follower: Follower,
+        folder: Path,
+        store: str,
+        workload: Workload | None,
+        *,
+        revert: Revert,
+        allow_factories: bool,
+    ) -> None:
+        """Frames and events are kept below `folder`."""
+        self._options = options
+        self._follower = follower
+        self._allow_factories = allow_factories
+        sampler = Sampler(every_s=options.sample_every_s, most_bytes=options.waiting)
+        self.watch = DriftWatch(options, sampler, folder, self._drifted)
+        self._response = DriftResponse(
+            options, workload, store, folder, revert=revert, kept=self.watch.kept, submit=_submit
+        )
+        self._is_watching = False
+        engine.sampler = sampler
+
+    def start(self, manifest: Manifest) -> None:
+        """Watch a release that is being served, on a thread of its own."""
+        self.serve(manifest)
+        self.watch.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.watch.stop()
+
+    def serve(self, manifest: Manifest) -> None:
+        """Another release is being served."""
+        originals: Originals | None = None
+        try:
+            root = self._follower.originals(manifest)
+            originals = Originals(
+                root, self._follower.fetch, most_bytes=self._options.originals, allow_factories=self._allow_factories
+            )
+        except StoreError as error:
+            log.warning("nobody watches release %d for drift yet: %s", manifest.release, error)
+        self._is_watching = originals is not None
+        self.watch.serve(manifest, originals)
+
+    def tend(self, manifest: Manifest) -> None:
+        """Now and then: fetch originals that could not be had, submit re-merges that have enough frames."""
+        if not self._is_watching:
+            self.serve(manifest)
+        self._response.submit_what_is_ready()
+
+    def told(self, status: ServiceStatus) -> ServiceStatus:
+        """A status with what is known of drift."""
+        reports = self.watch.report()
+        queries = tuple(query.model_copy(update={"drift": reports.get(query.name)}) for query in status.queries)
+        return status.model_copy(update={"queries": queries, "drift_events": self._response.events})
+
+    def _drifted(self, query: str, reply: DriftReply, release: int) -> None:
+        # While this thread waited, another release may have come, of which nothing is known yet.
+        found = self.watch.report().get(query)
+        if found is not None and found.verdict == "drifted":
+            self._response(query, reply, release)
+
+
+def locally_reverted(manifest: Manifest, root: Manifest, query: str) -> Manifest:
+    """A release for this box alone, in which a query runs its original of `root`."""
+    number = manifest.release + 1 if manifest.release > _LOCAL else _LOCAL + manifest.release
+    changed = {"release": number, "parent": followed_release(manifest)}
+    return reverted(manifest, root, [query]).model_copy(update=changed)
+
+
+def followed_release(manifest: Manifest) -> int:
+    """The store's release that a release is, or was made from for this box alone."""
+    return manifest.parent or 0 if manifest.release > _LOCAL else manifest.release
+
+
+def _submit(options: RemergeOptions, folder: Path, arguments: list[str]) -> str:
+    # The only part of a box that needs Ray, and only where somebody asked for it.
+    try:
+        from gemel_ray.serving.remerging import submit_search
+    except ImportError as error:
+        raise ServingError(f"a job cannot be submitted from here ({error}); install ray[default]") from error
+    try:
+        return submit_search(options.address, folder, arguments)
+    except GemelError:
+        raise
+    except Exception as error:
+        # The client raises whatever its HTTP library does.
+        raise ServingError(f"{options.address} takes no job ({type(error).__name__}: {error})") from error
