@@ -140,6 +140,11 @@ class Engine:
         """What the scheduler runs. ServingError when nothing is being served."""
         return self._running().planned
 
+    @property
+    def residence(self) -> Residence:
+        """Which weights are on the device. ServingError when nothing is being served."""
+        return self._running().device.residence
+
     def status(self) -> EngineStatus:
         """The release and its queries right now. ServingError when nothing is being served."""
         return self._running().status()
