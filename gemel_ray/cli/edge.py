@@ -50,7 +50,10 @@ def profile(
 
 
 def simulate(
-    store: StoreUri,
+    target: Annotated[
+        str, typer.Argument(metavar="WORKLOAD|STORE", help="A workload file, with --store; or only a store.")
+    ],
+    store: Annotated[str | None, typer.Option(help="The store with the workload's releases.")] = None,
     release: ReleaseNumber = None,
     profile: Annotated[Path | None, typer.Option(help="What `gemel profile --out` wrote.")] = None,
     rates: Annotated[str | None, typer.Option(help="Estimate instead, from published rates: t4, l4, ...")] = None,
@@ -60,18 +63,31 @@ def simulate(
     policy: Annotated[str | None, typer.Option(help="Policies, such as ours,time_space; all without it.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Of simulated traffic.")] = 30,
     trace: Annotated[Path | None, typer.Option(help="Write the last run here, for chrome://tracing.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Recorded answers: read from here, or recorded and written here.")
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1, help="Of each feed, at most so many unseen ones are recorded.")] = 300,
     as_json: AsJson = False,
+    allow_factories: AllowFactories = False,
 ) -> None:
     """Run a release's cameras on a simulated box under every policy and budget: goodput, stale frames, bytes swapped.
 
-    Example: gemel simulate gemel-demo/store --profile profile.json --memory 24MiB,32MiB
+    With the workload also end-to-end accuracy: originals and merged models answer each frame once, and what a user
+    would have seen, stale answers included, is held against the originals' own answers.
+
+    Example: gemel simulate gemel-demo/workload.yaml --store gemel-demo/store --profile profile.json
     """
     from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+    from gemel_ray.spec.workload import load_workload
 
+    if store is None and target.endswith((".yaml", ".yml")):
+        raise InputError(f"{target} looks like a workload: also give --store, where its releases are")
     options = SimulationOptions(
-        release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds, trace=trace
-    )
-    show_result(simulate_store(store, options), as_json, render_edge.simulations_table)
+        release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds, trace=trace,
+        answers=answers, most_frames=frames, allow_factories=allow_factories,
+    )  # fmt: skip
+    workload = None if store is None else load_workload(Path(target))
+    show_result(simulate_store(store or target, options, workload), as_json, render_edge.simulations_table)
 
 
 def serve(

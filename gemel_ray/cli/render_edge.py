@@ -29,7 +29,7 @@ def simulations_table(rows: Sequence[Document]) -> None:
         kind = "estimated" if rows[0]["estimated"] else "measured"
         shown = table(
             f"{format_bytes(budget_bytes)} on {rows[0]['device']} ({kind})", "policy", "goodput share",
-            "worst query share", "stale share", "weights size", "swapped size", "busy share",
+            "worst query share", "end-to-end accuracy", "stale share", "weights size", "swapped size", "busy share",
         )  # fmt: skip
         for row in (row for row in rows if row["budget_bytes"] == budget_bytes):
             shown.add_row(row["policy"], *_simulated(row))
@@ -45,6 +45,7 @@ def _simulated(row: Document) -> tuple[str, ...]:
     return (
         percent(row["mean_goodput_fraction"]),
         percent(row["worst_goodput_fraction"]),
+        percent(row["mean_accuracy"]) if "mean_accuracy" in row else "-",
         percent(sum(stale) / len(stale)),
         format_bytes(row["weights_bytes"]),
         format_bytes(row["swap_bytes"]),

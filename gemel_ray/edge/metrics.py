@@ -46,6 +46,28 @@ def prediction_error_ms(done: Iterable[Done]) -> dict[str, float]:
     return {kind: sum(found) / len(found) for kind, found in errors.items()}
 
 
+def standing_answers(verdicts: Iterable[Verdict]) -> dict[str, list[int | None]]:
+    """By query, for each frame in order of arrival: the place in that order of the frame whose answer stood for it.
+
+    A frame that was answered stands for itself, however late; a dropped one gets the answer that was the last when it
+    was dropped, None before the first. `verdicts` are in order of time, frames numbered in order of arrival.
+    """
+    verdicts = list(verdicts)
+    places: dict[str, dict[int, int]] = {}
+    for frame in sorted((verdict.frame for verdict in verdicts), key=lambda frame: frame.frame):
+        own = places.setdefault(frame.query, {})
+        own[frame.frame] = len(own)
+    standing: dict[str, list[int | None]] = {query: [None] * len(own) for query, own in places.items()}
+    last: dict[str, int] = {}
+    for verdict in verdicts:
+        query = verdict.frame.query
+        place = places[query][verdict.frame.frame]
+        if isinstance(verdict, Answered):
+            last[query] = place
+        standing[query][place] = last.get(query)
+    return standing
+
+
 def given_answers(
     arrivals: Iterable[Arrived], verdicts: Iterable[Verdict], answers: Mapping[int, AnswerT], query: str
 ) -> list[AnswerT | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gemel_ray.edge.chrome_trace import chrome_trace
+from gemel_ray.edge.metrics import standing_answers
 from gemel_ray.edge.simulation import cameras_of, choose_plan, measure, play
 from gemel_ray.edge.traffic import periodic
 from gemel_ray.policy.baselines import POLICIES, candidate_plans, find_policy
@@ -20,8 +22,10 @@ from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
 from gemel_ray.spec.units import parse_bytes
+from gemel_ray.spec.workload import Workload
 from gemel_ray.vision.costs import model_cost
-from gemel_ray.weights.store import open_store
+from gemel_ray.vision.recording import Recording, accuracies, read_recording, record_answers, write_recording
+from gemel_ray.weights.store import Store, open_store
 
 # Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
 _LEVELS = (0.0, 0.25, 0.5, 0.75)
@@ -38,26 +42,52 @@ class SimulationOptions:
     policy: str | None = None
     seconds: float = 30
     trace: Path | None = None
+    # With a workload: recorded answers, read from this file or written there.
+    answers: Path | None = None
+    most_frames: int = 300
+    allow_factories: bool = False
 
 
-def simulate_store(uri: str, options: SimulationOptions) -> list[dict[str, Any]]:
+def simulate_store(uri: str, options: SimulationOptions, workload: Workload | None = None) -> list[dict[str, Any]]:
     """One row for each policy and budget. A budget that holds not even one model gives a row with the reason.
 
-    Raises InputError for what is wrong with the options, StoreError for a store without that release.
+    With the workload, whose feeds have the frames, rows tell end-to-end accuracy as well. Raises InputError for what is
+    wrong with the options, StoreError for a store without that release.
     """
-    manifest = open_store(uri).manifest(options.release)
+    store = open_store(uri)
+    manifest = store.manifest(options.release)
     profile = read_profile(manifest, options.profile, options.rates)
-    models = models_of(manifest)
     policies = [name.strip() for name in options.policy.split(",")] if options.policy else list(POLICIES)
+    for policy in policies:
+        find_policy(policy)
+    budgets = _budgets(manifest, profile, options.memory)
+    recording = None if workload is None else _recording(workload, store, manifest, options)
+    models = models_of(manifest)
     return [
-        _row(models, profile, policy, budget_bytes, options)
-        for budget_bytes in _budgets(manifest, profile, options.memory)
+        _row(models, profile, policy, budget_bytes, options, recording)
+        for budget_bytes in budgets
         for policy in policies
     ]
 
 
+def _recording(workload: Workload, store: Store, manifest: Manifest, options: SimulationOptions) -> Recording:
+    if options.answers is not None and options.answers.exists():
+        return read_recording(options.answers, manifest)
+    recording = record_answers(
+        workload, store, manifest, most_frames=options.most_frames, allow_factories=options.allow_factories
+    )
+    if options.answers is not None:
+        write_recording(recording, options.answers)
+    return recording
+
+
 def _row(
-    models: Models, profile: DeviceProfile, policy: str, budget_bytes: int, options: SimulationOptions
+    models: Models,
+    profile: DeviceProfile,
+    policy: str,
+    budget_bytes: int,
+    options: SimulationOptions,
+    recording: Recording | None,
 ) -> dict[str, Any]:
     head = {"policy": policy, "budget_bytes": budget_bytes, "device": profile.device, "estimated": profile.estimated}
     cameras = cameras_of(models)
@@ -71,6 +101,10 @@ def _row(
         options.trace.write_text(json.dumps(chrome_trace(trace)), encoding="utf-8")
     found = measure(policy, chosen.plan, trace)
     worst = min(found.goodput_fraction, key=found.goodput_fraction.__getitem__)
+    if recording is not None:
+        merged = find_policy(policy).serves_merged
+        accuracy = accuracies(recording, standing_answers(trace.verdicts), merged=merged)
+        head |= {"accuracy": accuracy, "mean_accuracy": statistics.fmean(accuracy.values())}
     return head | {
         **{key: value for key, value in asdict(found).items() if key not in ("policy", "budget_bytes")},
         "mean_goodput_fraction": found.mean_goodput_fraction,

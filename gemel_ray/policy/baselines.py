@@ -43,6 +43,11 @@ class Policy:
     # Other policies that a short simulation may prefer to this one; see edge.simulation.choose_plan.
     alternatives: tuple[str, ...] = ()
 
+    @property
+    def serves_merged(self) -> bool:
+        """Whether the answers are those of merged models. Stems count as originals: nobody retrained them here."""
+        return self.sharing in (merged_layers, as_released)
+
 
 POLICIES: Mapping[str, Policy] = {
     "ours_merged": Policy(

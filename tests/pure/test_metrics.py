@@ -1,7 +1,9 @@
 """Metrics against their formulas."""
 
 import pytest
-from edge_plans import camera_frame
+from edge_plans import camera_frame, plans
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gemel_ray.edge.metrics import (
     busy_fraction,
@@ -10,9 +12,13 @@ from gemel_ray.edge.metrics import (
     goodput_fraction,
     prediction_error_ms,
     stale_fraction,
+    standing_answers,
     swap_bytes,
     with_stale,
 )
+from gemel_ray.edge.simulation import play
+from gemel_ray.edge.traffic import Camera, periodic
+from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.spec.actions import Answered, Arrived, Done, Dropped, Infer, Load
 
 VERDICTS = [
@@ -72,3 +78,21 @@ def test_end_to_end_accuracy_counts_stale_answers_and_nothing_before_the_first()
     assert end_to_end_accuracy([], [], equal) == 1.0
     with pytest.raises(ValueError, match=r"shorter|longer"):
         end_to_end_accuracy(given, ["car"], equal)
+
+
+@given(st.data())
+def test_a_frames_standing_answer_is_its_own_or_the_last_one_given_when_it_was_dropped(data):
+    plan = data.draw(plans())
+    found = play(PolicyPlan(plan), periodic([Camera(query.name, 20, 60) for query in plan.queries], 400))
+    standing = standing_answers(found.verdicts)
+    stale = stale_fraction(found.verdicts)
+    for query, stood in standing.items():
+        own = [place for place, at in enumerate(stood) if at == place]
+        assert len(own) / len(stood) == pytest.approx(1 - stale[query])
+        assert all(at is None or (at in own and stood[at] == at) for at in stood)
+
+
+def test_standing_answers_by_hand():
+    one, two, three, other = (camera_frame(query, number) for number, query in enumerate(("q", "q", "q", "p")))
+    verdicts = [Dropped(one, 1, ""), Answered(two, 2), Dropped(other, 3, ""), Dropped(three, 4, "")]
+    assert standing_answers(verdicts) == {"q": [None, 1, 1], "p": [None]}

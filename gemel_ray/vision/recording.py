@@ -1,0 +1,129 @@
+"""What originals and merged models answer to every frame of a camera, recorded once for many simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from gemel_ray.policy.splits import split_frames
+from gemel_ray.spec.answers import Answer
+from gemel_ray.spec.errors import FeedError, InputError
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.workload import Query, Workload
+from gemel_ray.vision.checkpoints import fit_state
+from gemel_ray.vision.feeds import open_feed
+from gemel_ray.vision.feeds.labels import class_of
+from gemel_ray.vision.models import build_model, training_device
+from gemel_ray.vision.seen import end_to_end_accuracy
+from gemel_ray.vision.tasks import Image, task_for
+from gemel_ray.weights.models import BlobReader, load_state
+from gemel_ray.weights.store import Store
+
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One query's answers to the same frames, in order of time: its original's and its merged model's."""
+
+    original: tuple[Answer, ...]
+    merged: tuple[Answer, ...]
+
+    def accuracy(self, standing: Sequence[int | None], *, merged: bool) -> float:
+        """End-to-end accuracy of a stream in which the answer to frame `standing[i]` stood for frame i.
+
+        A stream longer than the recording goes through it again; the reference is the original's own answer. Only
+        the frames of the stream count.
+        """
+        given = self.merged if merged else self.original
+        frames = len(given)
+        reference = [self.original[place % frames] for place in range(len(standing))]
+        return end_to_end_accuracy(reference, [None if at is None else given[at % frames] for at in standing])
+
+
+@dataclass(frozen=True)
+class Recording:
+    """All queries' answers, by name, of one release."""
+
+    release: int
+    queries: dict[str, Recorded]
+
+
+_RECORDING = TypeAdapter(Recording)
+
+
+def record_answers(
+    workload: Workload, store: Store, manifest: Manifest, *, most_frames: int, allow_factories: bool = False
+) -> Recording:
+    """Run the originals, which are the release's first ancestor, and the release's models on frames that no training
+    has seen (the gate's), `most_frames` of each feed at most. Raises FeedError for a feed without any such frame."""
+    originals = manifest
+    while originals.parent is not None:
+        originals = store.manifest(originals.parent)
+    asked = {query.name: query for query in workload.queries}
+    if unknown := manifest.queries.keys() - asked.keys():
+        raise InputError(f"the workload asks nothing like query {min(unknown)!r} of release {manifest.release}")
+    queries = {}
+    for name in manifest.queries:
+        frames = _unseen_frames(workload, asked[name], most_frames)
+        queries[name] = Recorded(
+            original=_answers(store, originals, name, frames, allow_factories),
+            merged=_answers(store, manifest, name, frames, allow_factories),
+        )
+    return Recording(manifest.release, queries)
+
+
+def write_recording(recording: Recording, path: Path) -> None:
+    """As one JSON document."""
+    path.write_bytes(_RECORDING.dump_json(recording))
+
+
+def read_recording(path: Path, manifest: Manifest) -> Recording:
+    """InputError for a file that is no recording, or one of another release."""
+    try:
+        recording = _RECORDING.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"--answers {path}: is no recording of answers ({error}); remove it to record anew") from error
+    if recording.release != manifest.release or recording.queries.keys() != manifest.queries.keys():
+        raise InputError(
+            f"--answers {path}: holds answers of release {recording.release}, not of {manifest.release}; give another "
+            "file to record anew"
+        )
+    return recording
+
+
+def accuracies(recording: Recording, standing: Mapping[str, Sequence[int | None]], *, merged: bool) -> dict[str, float]:
+    """End-to-end accuracy of every query that had frames; see edge.metrics.standing_answers."""
+    return {name: recording.queries[name].accuracy(stood, merged=merged) for name, stood in standing.items()}
+
+
+def _unseen_frames(workload: Workload, query: Query, most: int) -> list[Image]:
+    frames = list(open_feed(query.feed, workload.feeds[query.feed]).frames())
+    labels = [class_of(frame, query.model.classes) for frame in frames]
+    sides = split_frames(labels, [frame.split for frame in frames])
+    unseen = [frame.image for frame, side in zip(frames, sides, strict=True) if side == "gate"][:most]
+    if not unseen:
+        raise FeedError(f"feed {query.feed!r} leaves no frames that training has not seen; give it more frames")
+    return unseen
+
+
+@torch.inference_mode()
+def _answers(
+    store: Store, manifest: Manifest, name: str, frames: Sequence[Image], allow_factories: bool
+) -> tuple[Answer, ...]:
+    released = manifest.queries[name]
+    model: nn.Module = build_model(released.query.model, allow_factories=allow_factories)
+    fit_state(model, load_state(BlobReader(store), released.weights), source=f"release {manifest.release}, {name}")
+    device = training_device()
+    model.to(device).eval()
+    task = task_for(released.query.model, released.query.score_threshold)
+    answers: list[Answer] = []
+    for begin in range(0, len(frames), _BATCH):
+        batch = list(frames[begin : begin + _BATCH])
+        answers += task.answers(model(task.prepare(batch, device)), batch)
+    return tuple(answers)
