@@ -20,6 +20,7 @@ from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.errors import ModelError, ServingError
 from gemel_ray.spec.release import REMAINDER, Manifest, ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.deltas import attach_deltas
 from gemel_ray.vision.models import build_model
 from gemel_ray.vision.tasks import Image, task_for
 
@@ -190,6 +191,7 @@ def kind_of(spec: ModelSpec) -> str:
 
 def _slots(released: ReleasedQuery, model: nn.Module, blobs: Mapping[str, BlobFile]) -> tuple[_Slot, ...]:
     sources = _sources(released, blobs)
+    attach_deltas(model, {full: blobs[source.weight].tensors[source.name].shape for full, source in sources.items()})
     slots = []
     for path, module in model.named_modules():
         for holder, key, empty in _places(module):

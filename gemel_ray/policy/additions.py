@@ -21,7 +21,7 @@ def memory_forward(layers: Iterable[SharedLayer]) -> Addition:
 
 def fingerprint(configuration: MergeConfiguration) -> str:
     """The same for equal configurations, short enough to keep thousands of them."""
-    members = sorted(sorted(map(str, layer.members)) for layer in configuration.shared)
+    members = sorted((sorted(map(str, layer.members)), layer.rank) for layer in configuration.shared)
     return hashlib.sha256(repr(members).encode()).hexdigest()[:16]
 
 
@@ -37,11 +37,11 @@ def without_hardest(addition: Addition) -> Addition:
     return ()
 
 
-def pieces(addition: Addition, objectors: Collection[str]) -> list[Addition]:
+def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 0) -> list[Addition]:
     """Smaller additions to try instead of one that failed; none when it cannot be split.
 
     Several groups: the same without the queries that objected, and the halves of the groups. One group: without the
-    objectors, or the halves of its members.
+    objectors, or the halves of its members, or with private corrections of `delta_rank`.
     """
     spared = _without_queries(addition, objectors)
     if len(addition) > 1:
@@ -50,6 +50,8 @@ def pieces(addition: Addition, objectors: Collection[str]) -> list[Addition]:
         halves = [ordered[:middle], ordered[middle:]]
     else:
         halves = _halves_of_members(addition[0])
+        corrected = addition[0].corrected(delta_rank)
+        halves += [(corrected,)] if corrected else []
     return [piece for piece in (spared, *halves) if piece and piece != addition]
 
 

@@ -52,7 +52,8 @@ def independent_sets(groups: Sequence[LayerGroup]) -> tuple[frozenset[str], ...]
 
 
 def _group(signature: str, found: Sequence[tuple[LayerRef, Layer]]) -> LayerGroup:
-    return LayerGroup(signature, tuple(ref for ref, _ in found), found[0][1].bytes)
+    rank_bytes = min(layer.rank_bytes for _, layer in found)
+    return LayerGroup(signature, tuple(ref for ref, _ in found), found[0][1].bytes, rank_bytes)
 
 
 def memory_forward(groups: Sequence[LayerGroup]) -> tuple[LayerGroup, ...]:

@@ -24,7 +24,7 @@ from gemel_ray.spec.feeds import Fraction
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.strict import Strict
-from gemel_ray.spec.trials import SUPERSEDED, Candidate, Objective, Outcome
+from gemel_ray.spec.trials import SUPERSEDED, Candidate, Objective, Outcome, Start
 
 Phase = Literal["probe", "kin", "leap", "divide"]
 _NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "divide"}
@@ -47,6 +47,10 @@ class SearchSettings(Strict):
     # See trials.Candidate.
     objective: Objective = "distillation"
     gate_margin: Fraction = 0.0
+    # Where the shared weights of a leap start: relatives stay as they are when channels are brought in line.
+    start: Start = "aligned"
+    # A layer that resists sharing alone is tried once more with private corrections of this rank; 0: it is not.
+    delta_rank: int = 8
     # Candidates of one dividing round. A part of what decides the result, so it does not follow the machine's size.
     side_by_side: int = 2
 
@@ -184,7 +188,7 @@ def _after_division(
         if outcome.passed:
             passed = passed.joined(addition)
         else:
-            smaller = pieces(addition, outcome.objectors)
+            smaller = pieces(addition, outcome.objectors, delta_rank=state.settings.delta_rank)
             waiting += smaller
             rejected = rejected if smaller else (*rejected, *addition)
     return [passed.shared, *waiting], rejected
@@ -242,7 +246,7 @@ def _divide(state: SearchState) -> tuple[tuple[Addition, ...], tuple[Addition, .
             continue
         objectors = state.failed.get(fingerprint(state.accepted.joined(addition)))
         if objectors is not None:
-            smaller = pieces(addition, objectors)
+            smaller = pieces(addition, objectors, delta_rank=state.settings.delta_rank)
             waiting += smaller
             rejected = rejected if smaller else (*rejected, *addition)
         else:
@@ -270,6 +274,7 @@ def _candidate(state: SearchState, number: int, addition: Addition) -> Candidate
         configuration=state.accepted.joined(addition),
         max_steps=0 if state.phase == "probe" else state.settings.max_steps,
         start_release=state.release,
+        start=state.settings.start if state.phase == "leap" else "mean",
         objective=state.settings.objective,
         learning_rate=_LEAP_RATE if state.phase == "leap" else _GENTLE_RATE,
         gate_margin=state.settings.gate_margin,

@@ -37,6 +37,8 @@ class Layer:
     exact: str
     shape: str
     tensors: tuple[Tensor, ...]
+    # What a private correction of rank 1 to a shared weight weighs; 0 where the layer cannot have one.
+    rank_bytes: int = 0
 
     @property
     def bytes(self) -> int:
@@ -77,6 +79,8 @@ class LayerGroup:
     members: tuple[LayerRef, ...]
     # Bytes of one copy.
     layer_bytes: int
+    # See Layer.
+    rank_bytes: int = 0
 
     @property
     def saved_bytes(self) -> int:

@@ -17,11 +17,20 @@ class SharedLayer(Strict):
     signature: str
     layer_bytes: Annotated[int, Field(gt=0)]
     members: Annotated[tuple[LayerRef, ...], Field(min_length=2)]
+    # Each member keeps a private correction of this rank; 0 is none.
+    rank: Annotated[int, Field(ge=0)] = 0
+    # What a correction of rank 1 weighs; 0 where the layer cannot have one.
+    rank_bytes: Annotated[int, Field(ge=0)] = 0
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes spared when all members share one copy."""
-        return self.layer_bytes * (len(self.members) - 1)
+        """Bytes spared when all members share one copy, less their private corrections."""
+        return self.layer_bytes * (len(self.members) - 1) - self.rank * self.rank_bytes * len(self.members)
+
+    def corrected(self, rank: int) -> SharedLayer | None:
+        """The same layer with private corrections of that rank; None where that is not possible or saves nothing."""
+        found = self.model_copy(update={"rank": rank})
+        return found if self.rank == 0 < rank and self.rank_bytes and found.saved_bytes > 0 else None
 
     def among(self, members: Iterable[LayerRef]) -> SharedLayer | None:
         """The same layer shared by those of its members only; None where fewer than two are left."""
@@ -50,7 +59,12 @@ class MergeConfiguration(Strict):
         """The configuration that shares every given group whole."""
         return cls(
             shared=tuple(
-                SharedLayer(signature=group.signature, layer_bytes=group.layer_bytes, members=group.members)
+                SharedLayer(
+                    signature=group.signature,
+                    layer_bytes=group.layer_bytes,
+                    members=group.members,
+                    rank_bytes=group.rank_bytes,
+                )
                 for group in groups
             )
         )
@@ -88,4 +102,5 @@ def _united(layers: tuple[SharedLayer, ...]) -> SharedLayer:
     if other := next((layer for layer in layers if layer.layer_bytes != first.layer_bytes), None):
         raise ValueError(f"{first.members[0]} and {other.members[0]} differ in size and cannot share one copy")
     members = dict.fromkeys(member for layer in layers for member in layer.members)
-    return first.model_copy(update={"members": tuple(sorted(members))})
+    rank = max(layer.rank for layer in layers)
+    return first.model_copy(update={"members": tuple(sorted(members)), "rank": rank})

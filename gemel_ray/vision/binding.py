@@ -11,6 +11,7 @@ from gemel_ray.spec.errors import ModelError
 from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Start
+from gemel_ray.vision.deltas import correct, effective_weight
 from gemel_ray.vision.inspection import shareable_names
 
 Models = Mapping[str, nn.Module]
@@ -21,13 +22,17 @@ def bind(models: Models, configuration: MergeConfiguration, *, start: Start = "m
 
     They start from the members' mean (what merging.md found best; `alignment.align` comes before, where wanted) or from
     the first member's weights (the paper).
-    Members that are bound already count once in the mean. Raises ModelError for a layer that does not exist or
+    Members that are bound already count once in the mean. Where the layer has a rank, each member gets the private
+    correction that brings it nearest to what it was. Raises ModelError for a layer that does not exist or
     does not fit the others.
     """
     for layer in configuration.shared:
         modules = [module_at(models, member) for member in layer.members]
+        wanted = [effective_weight(module) for module in modules] if layer.rank else []
         for name in _common_names(layer.members, modules):
             _tie(layer.members, modules, name, start)
+        for module, weight in zip(modules, wanted, strict=False):
+            correct(module, weight, layer.rank)
 
 
 def _tie(members: Sequence[LayerRef], modules: Sequence[nn.Module], name: str, start: Start) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from gemel_ray.spec.errors import ModelError, nearest
 from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.vision.deltas import attach_deltas
 
 StateDict = dict[str, torch.Tensor]
 
@@ -67,8 +68,9 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: st
 
     Shape conflicts and missing or surplus names raise ModelError with the first of each.
     """
+    state = _without_prefix(state, model.state_dict())
+    attach_deltas(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
     own = model.state_dict()
-    state = _without_prefix(state, own)
     # Counters of batches seen are absent from old checkpoints and never change an answer.
     missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in own]
@@ -84,10 +86,11 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: st
 
 
 def put_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True) -> None:
-    """Copy a state dict into a model, as `load_state_dict` does.
+    """Copy a state dict into a model, as `load_state_dict` does, with the private corrections it may bring.
 
     MNASNet, for one, refuses a state dict without the versions that torch keeps beside it and safetensors do not.
     """
+    attach_deltas(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
     versioned = OrderedDict(state)
     versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
     model.load_state_dict(versioned, strict=strict)

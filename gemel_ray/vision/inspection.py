@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from gemel_ray.policy.grouping import Analysis, Rule, group_layers
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.workload import ModelSpec, Workload
+from gemel_ray.vision.deltas import rank_bytes
 from gemel_ray.vision.models import build_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -75,7 +76,7 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
             continue
         claimed.update(id(parameter) for parameter in parameters.values())
         tensors = tuple(Tensor(name, tuple(p.shape), _bytes(p)) for name, p in parameters.items())
-        yield Layer(path, _kind(module), _exact(module, tensors), _shape(module, tensors), tensors)
+        yield Layer(path, _kind(module), _exact(module, tensors), _shape(module, tensors), tensors, rank_bytes(module))
 
 
 def shareable_names(module: nn.Module) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -35,7 +36,7 @@ def _parts(models: Mapping[str, nn.Module], group: LayerGroup) -> list[LayerGrou
         clusters = [cluster for cluster in clusters if cluster not in near]
         clusters.append([*(other for cluster in near for other in cluster), place])
     members = [tuple(group.members[place] for place in sorted(cluster)) for cluster in clusters]
-    return [LayerGroup(group.signature, found, group.layer_bytes) for found in members if len(found) > 1]
+    return [replace(group, members=found) for found in members if len(found) > 1]
 
 
 def _direction(models: Mapping[str, nn.Module], ref: LayerRef) -> torch.Tensor:
