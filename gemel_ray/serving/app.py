@@ -11,8 +11,9 @@ from ray import serve
 from ray.serve import Application
 
 from gemel_ray.serving.controller import ControllerReplica
+from gemel_ray.serving.drift import DriftReplica
 from gemel_ray.serving.engine_deployment import EngineReplica
-from gemel_ray.serving.ingress_deployment import CONTROLLER, engine_name, ingress_builder
+from gemel_ray.serving.ingress_deployment import CONTROLLER, DRIFT, engine_name, ingress_builder
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
 
 # Requests wait in the engine, where a newer frame can take an older one's place, not in front of it.
@@ -28,7 +29,9 @@ def application(options: ServeOptions) -> Application:
     """The application for checked options; the store's path must be absolute."""
     engines = [_engine(options, node) for node in options.nodes]
     if options.has_controller:
-        engines.append(_controller(options))
+        engines.append(_helper(CONTROLLER, ControllerReplica, options))
+    if options.drift:
+        engines.append(_helper(DRIFT, DriftReplica, options))
     deployment = serve.deployment(
         name="ingress",
         num_replicas=1,
@@ -40,9 +43,9 @@ def application(options: ServeOptions) -> Application:
     return deployment(serve.ingress(ingress_builder(options))()).bind(*engines)
 
 
-def _controller(options: ServeOptions) -> Application:
+def _helper(name: str, replica: type, options: ServeOptions) -> Application:
     deployment = serve.deployment(
-        name=CONTROLLER,
+        name=name,
         num_replicas=1,
         max_ongoing_requests=_ONGOING_REQUESTS,
         health_check_period_s=2,
@@ -50,7 +53,7 @@ def _controller(options: ServeOptions) -> Application:
         graceful_shutdown_timeout_s=1,
         ray_actor_options={"num_cpus": 0.1},
     )
-    return deployment(ControllerReplica).bind(options.model_dump(mode="json"))
+    return deployment(replica).bind(options.model_dump(mode="json"))
 
 
 def _engine(options: ServeOptions, node: NodeOptions) -> Application:

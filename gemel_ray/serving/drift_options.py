@@ -40,6 +40,8 @@ class DriftOptions(Strict):
     originals: ByteSize = 1024 * MIB
     # Frames on disk for a re-merge, of all queries together; they stay on this machine.
     keep: ByteSize = 256 * MIB
+    # The workload file that a re-merge is made of. `gemel edge` takes the one that it was given.
+    workload: str | None = None
     # None leaves the re-merge to whoever reads the event, which tells the command.
     remerge: RemergeOptions | None = None
 

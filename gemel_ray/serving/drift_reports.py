@@ -44,3 +44,12 @@ class DriftEvent(BaseModel):
     command: str | None = None
     # The Ray job that does it, where one was submitted.
     job: str | None = None
+
+
+class DriftReport(BaseModel):
+    """All of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queries: dict[str, DriftReply] = {}
+    events: tuple[DriftEvent, ...] = ()

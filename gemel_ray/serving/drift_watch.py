@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from gemel_ray.engine.originals import Originals
-from gemel_ray.engine.sampling import SampledFrame, Sampler
+from gemel_ray.engine.sampling import SampledFrame
 from gemel_ray.policy.drift import Compared, DriftSettings, DriftState, evidence_fraction, observe
 from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.drift_reports import DriftReply
@@ -31,6 +32,18 @@ _WAIT_S = 0.5
 _NICENESS = 10
 
 
+class Samples(Protocol):
+    """Where sampled frames come from: an engine's own sampler, or many engines'."""
+
+    def watch_over(self, queries: Collection[str]) -> None:
+        """Sample these queries and no others."""
+        ...
+
+    def take(self, timeout_s: float) -> SampledFrame | None:
+        """The oldest sample, or None when none comes in time."""
+        ...
+
+
 @dataclass(slots=True)
 class _Watched:
     """One query whose model is a merged one."""
@@ -43,13 +56,13 @@ class _Watched:
 
 
 class DriftWatch:
-    """Compares what a sampler sets aside. `serve` from any thread, `step` from one."""
+    """Compares what samplers set aside. `serve` from any thread, `step` from one."""
 
-    def __init__(self, options: DriftOptions, sampler: Sampler, folder: str | Path, on_drift: OnDrift) -> None:
+    def __init__(self, options: DriftOptions, samples: Samples, folder: str | Path, on_drift: OnDrift) -> None:
         """Frames are kept below `folder`. `on_drift` is told once of each query and model that drifts, and of its
         release, on the monitor's own thread."""
         self._options = options
-        self._sampler = sampler
+        self._samples = samples
         self._folder = Path(folder)
         self._on_drift = on_drift
         self._originals: Originals | None = None
@@ -74,7 +87,7 @@ class DriftWatch:
                 for name, released in manifest.queries.items()
                 if name in root and root[name].weights != released.weights
             }
-        self._sampler.watch_over(tuple(root.keys() & manifest.queries.keys()))
+        self._samples.watch_over(tuple(root.keys() & manifest.queries.keys()))
 
     def start(self) -> None:
         """Compare on a thread of its own until `stop`."""
@@ -88,7 +101,7 @@ class DriftWatch:
 
     def step(self, timeout_s: float = 0.0) -> bool:
         """Compare one sample; False when none came in time. Raises GemelError for an original that cannot be had."""
-        sample = self._sampler.take(timeout_s)
+        sample = self._samples.take(timeout_s)
         if sample is None:
             return False
         with self._lock:

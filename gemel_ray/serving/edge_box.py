@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemel_ray.engine.engine import Engine, check_fits
+from gemel_ray.engine.sampling import Sampler
 from gemel_ray.policy.backoff import wait_s
 from gemel_ray.policy.transition import restricted
 from gemel_ray.serving.description import Description
-from gemel_ray.serving.edge_drift import EdgeDrift, followed_release, locally_reverted
+from gemel_ray.serving.drift_options import DriftOptions
+from gemel_ray.serving.drift_service import DriftService, followed_release, locally_reverted
+from gemel_ray.serving.drift_status import with_drift
 from gemel_ray.serving.engine_backend import EngineBackend
 from gemel_ray.serving.options import EdgeOptions, NodeOptions
 from gemel_ray.serving.pictures import Image
@@ -58,8 +61,8 @@ class EdgeBox:
             reload_from=options.reload_from,
         )
         self._node = node.name
-        self._drift = options.drift and EdgeDrift(
-            options.drift, self._engine, self._follower, folder / "drift", store, workload,
+        self._drift = options.drift and DriftService(
+            options.drift, self._sampler(options.drift), self._follower, folder / "drift", store, workload,
             revert=self.revert, allow_factories=options.allow_factories,
         )  # fmt: skip
         self._checking = threading.Lock()
@@ -156,9 +159,13 @@ class EdgeBox:
         found = await self._backend.status()
         nodes = tuple(node.model_copy(update={"release_problem": self.problem}) for node in found.nodes)
         found = found.model_copy(update={"nodes": nodes})
-        return self._drift.told(found) if self._drift else found
+        return with_drift(found, self._drift.report()) if self._drift else found
 
     # starting and following
+
+    def _sampler(self, options: DriftOptions) -> Sampler:
+        self._engine.sampler = Sampler(every_s=options.sample_every_s, most_bytes=options.waiting)
+        return self._engine.sampler
 
     def _started_from_disk(self) -> Manifest | None:
         last = self._follower.last_good()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.sampling import SampledFrame, Sampler
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.policy.rollout import NodeReport
 from gemel_ray.serving.assigned_engine import AssignedEngine
@@ -19,6 +20,9 @@ from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.profile import DeviceProfile
 
+# Frames that go to the drift watch at once; it asks once a second.
+_MOST_SAMPLES = 16
+
 
 class EngineReplica:
     """Serve makes one of these for each node, and a new one when its process dies. Calls come from handles only."""
@@ -28,6 +32,8 @@ class EngineReplica:
         service = ServeOptions.model_validate(options)
         mine = next(found for found in service.nodes if found.name == node)
         self._engine = _engine(mine, allow_factories=service.allow_factories)
+        if service.drift:
+            self._engine.sampler = Sampler(every_s=service.drift.sample_every_s, most_bytes=service.drift.waiting)
         self._assigned = AssignedEngine(self._engine, service.store, service.cache, node)
         self._assigned.boot(service.release, with_all=len(service.nodes) == 1, resume=service.has_controller)
         self._intake = Intake()
@@ -64,6 +70,15 @@ class EngineReplica:
     async def costs(self, release: int) -> DeviceProfile:
         """For the controller: what each query of a release costs here. Raises what AssignedEngine.costs raises."""
         return await asyncio.to_thread(self._assigned.costs, release)
+
+    async def samples(self, queries: Sequence[str]) -> list[SampledFrame]:
+        """For the drift watch: a few frames of these queries that were set aside since it last asked."""
+        sampler = self._engine.sampler
+        if sampler is None:
+            return []
+        sampler.watch_over(queries)
+        found = (sampler.take() for _ in range(_MOST_SAMPLES))
+        return [sample for sample in found if sample is not None]
 
     async def replay(
         self, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]

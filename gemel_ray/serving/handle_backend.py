@@ -15,6 +15,8 @@ from ray.serve.handle import DeploymentHandle
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.serving.backend import ElsewhereError
 from gemel_ray.serving.description import Description
+from gemel_ray.serving.drift_reports import DriftReport
+from gemel_ray.serving.drift_status import with_drift
 from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.handles import LostError, SilentError, call
 from gemel_ray.serving.pictures import Image
@@ -39,15 +41,22 @@ class HandleBackend:
     """
 
     def __init__(
-        self, engines: Mapping[str, DeploymentHandle], *, timeout_s: float, controller: DeploymentHandle | None = None
+        self,
+        engines: Mapping[str, DeploymentHandle],
+        *,
+        timeout_s: float,
+        controller: DeploymentHandle | None = None,
+        drift: DeploymentHandle | None = None,
     ) -> None:
         self._engines = dict(engines)
         self._controller = controller
+        self._drift = drift
         self._timeout_s = timeout_s
         self._routes = Routes(engines)
         self._last: dict[str, FrameAnswer] = {}
         self._control: ControlReply | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._first_look = asyncio.Lock()
 
     async def describe(self) -> Description:
         """See Backend. What was known last stands in while no engine can be reached."""
@@ -84,7 +93,8 @@ class HandleBackend:
         description = self._routes.description()
         homes = {name: self._routes.last_home(name) for name in description.queries} if description else {}
         status = service_status(description, found, {name: home for name, home in homes.items() if home})
-        return status.model_copy(update={"control": self._control, "events": await self._events()})
+        status = status.model_copy(update={"control": self._control, "events": await self._events()})
+        return with_drift(status, await self._drift_report())
 
     # asking
 
@@ -122,7 +132,10 @@ class HandleBackend:
         """Keep an eye on the engines from now on; waits for their first answers only."""
         if self._watching is None or self._watching.done():
             self._watching = asyncio.get_running_loop().create_task(self._keep_looking())
-            await self._look()
+        # All who come before the first answer wait for it together.
+        async with self._first_look:
+            if self._routes.description() is None:
+                await self._look()
 
     async def _keep_looking(self) -> None:
         while True:
@@ -170,6 +183,13 @@ class HandleBackend:
             )
             return found
         return ()
+
+    async def _drift_report(self) -> DriftReport:
+        if self._drift is not None:
+            with contextlib.suppress(GemelError):
+                found: DriftReport = await call(self._drift, "the drift watch", "report", timeout_s=_LOOK_TIMEOUT_S)
+                return found
+        return DriftReport()
 
     async def _call(self, node: str, method: str, *args: object, timeout_s: float) -> Any:  # noqa: ANN401
         who, timeout_s = f"node {node!r}", min(timeout_s, self._timeout_s)

@@ -13,6 +13,7 @@ from gemel_ray.serving.options import ServeOptions
 from gemel_ray.serving.tokens import Guard, read_tokens
 
 CONTROLLER = "controller"
+DRIFT = "drift"
 
 
 def engine_name(node: str) -> str:
@@ -29,13 +30,15 @@ def ingress_builder(options: ServeOptions) -> Callable[[], FastAPI]:
     limits = options.limits()
     tokens, allow_anonymous = read_tokens(options.tokens), options.allow_anonymous
     nodes, has_controller = [node.name for node in options.nodes], options.has_controller
+    has_drift = options.drift is not None
 
     def ingress() -> FastAPI:
         app_name = serve.get_replica_context().app_name
         engines = {node: serve.get_deployment_handle(engine_name(node), app_name) for node in nodes}
         guard = Guard(tokens, allow_anonymous=allow_anonymous)
         controller = serve.get_deployment_handle(CONTROLLER, app_name) if has_controller else None
-        backend = HandleBackend(engines, timeout_s=limits.request_timeout_s, controller=controller)
+        drift = serve.get_deployment_handle(DRIFT, app_name) if has_drift else None
+        backend = HandleBackend(engines, timeout_s=limits.request_timeout_s, controller=controller, drift=drift)
         # Serve's proxy names every request and puts the name on the answer itself.
         return build_api(backend, limits, guard, echo_request_ids=False)
 

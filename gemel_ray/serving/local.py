@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from gemel_ray.engine.engine import check_fits
 from gemel_ray.serving.app import application
+from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.ingress_deployment import CONTROLLER, engine_name
 from gemel_ray.serving.machine import check_port
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
@@ -54,6 +55,7 @@ def serve_release(
     tokens: Mapping[Role, TokenSource] | None = None,
     allow_anonymous: bool = False,
     watch: bool = False,
+    drift: DriftOptions | None = None,
     canary_s: float = 5.0,
     grace_s: float = 10.0,
 ) -> Iterator[Service]:
@@ -71,6 +73,7 @@ def serve_release(
         "tokens": dict(tokens or {}),
         "allow_anonymous": allow_anonymous,
         "watch": watch,
+        "drift": drift,
         "canary_s": canary_s,
         "grace_s": grace_s,
     }

@@ -82,6 +82,9 @@ class ServeOptions(HttpOptions):
     # An engine may be silent so long before its queries move to others; without its machine, they move at once.
     grace_s: Annotated[float, Field(ge=0, le=86_400)] = 10
 
+    # Whether sampled frames are compared with the originals' answers; None leaves that out. See drift_options.py.
+    drift: DriftOptions | None = None
+
     @property
     def has_controller(self) -> bool:
         """Whether there is anything to decide while it runs."""
@@ -126,7 +129,11 @@ def parse_options(args: Mapping[str, Any], *, base: Path | None = None) -> Serve
         options = ServeOptions.model_validate(args)
     except ValidationError as error:
         raise InputError(f"arguments of the Serve application:\n{explain(error, ServeOptions)}") from error
-    return options.model_copy(update={"store": absolute_store(options.store, base or home())})
+    changed: dict[str, object] = {"store": absolute_store(options.store, base or home())}
+    if options.drift and options.drift.workload:
+        workload = absolute_store(options.drift.workload, base or home())
+        changed["drift"] = options.drift.model_copy(update={"workload": workload})
+    return options.model_copy(update=changed)
 
 
 def load_edge_options(path: Path | None) -> EdgeOptions:

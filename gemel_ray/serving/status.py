@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from gemel_ray.engine.status import EngineStatus, QueryStatus
 from gemel_ray.serving.description import Description, QueryCard
-from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
+from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.replies import AnswerReply, answer_reply
 
 

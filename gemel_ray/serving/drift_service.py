@@ -1,18 +1,15 @@
-"""The drift watch of a box on its own: sampler, monitor and response around one engine and one follower."""
+"""The drift watch of a service: monitor and response, on originals that a follower brings from the store."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.originals import Originals
-from gemel_ray.engine.sampling import Sampler
 from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
-from gemel_ray.serving.drift_reports import DriftReply
+from gemel_ray.serving.drift_reports import DriftReply, DriftReport
 from gemel_ray.serving.drift_response import DriftResponse, Revert
-from gemel_ray.serving.drift_watch import DriftWatch
-from gemel_ray.serving.status import ServiceStatus
+from gemel_ray.serving.drift_watch import DriftWatch, Samples
 from gemel_ray.spec.errors import GemelError, ServingError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
@@ -25,13 +22,13 @@ log = logging.getLogger(__name__)
 _LOCAL = 1_000_000_000
 
 
-class EdgeDrift:
-    """Watches what one engine serves. Without its originals at hand it waits for the store to give them."""
+class DriftService:
+    """Watches what is served. Without its originals at hand it waits for the store to give them."""
 
     def __init__(
         self,
         options: DriftOptions,
-        engine: Engine,
+        samples: Samples,
         follower: Follower,
         folder: Path,
         store: str,
@@ -44,13 +41,11 @@ class EdgeDrift:
         self._options = options
         self._follower = follower
         self._allow_factories = allow_factories
-        sampler = Sampler(every_s=options.sample_every_s, most_bytes=options.waiting)
-        self.watch = DriftWatch(options, sampler, folder, self._drifted)
+        self.watch = DriftWatch(options, samples, folder, self._drifted)
         self._response = DriftResponse(
             options, workload, store, folder, revert=revert, kept=self.watch.kept, submit=_submit
         )
         self._is_watching = False
-        engine.sampler = sampler
 
     def start(self, manifest: Manifest) -> None:
         """Watch a release that is being served, on a thread of its own."""
@@ -80,11 +75,9 @@ class EdgeDrift:
             self.serve(manifest)
         self._response.submit_what_is_ready()
 
-    def told(self, status: ServiceStatus) -> ServiceStatus:
-        """A status with what is known of drift."""
-        reports = self.watch.report()
-        queries = tuple(query.model_copy(update={"drift": reports.get(query.name)}) for query in status.queries)
-        return status.model_copy(update={"queries": queries, "drift_events": self._response.events})
+    def report(self) -> DriftReport:
+        """What is known of drift."""
+        return DriftReport(queries=self.watch.report(), events=self._response.events)
 
     def _drifted(self, query: str, reply: DriftReply, release: int) -> None:
         # While this thread waited, another release may have come, of which nothing is known yet.
