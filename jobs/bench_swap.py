@@ -5,7 +5,8 @@
 
 Copy rate: a query's weight sets are evicted and loaded again, and the same bytes are copied plainly, piece by piece,
 in turn: on a CPU from memory to memory, on CUDA from pinned memory. Exactness: queries take turns in a budget that
-does not hold them all, and the bytes that were loaded are compared with those that were missing.
+does not hold them all, and the bytes that were loaded are compared with those that were missing. Layer by layer: the
+time from nothing resident to an answer, against the same with all weights awaited first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.policy.duty_cycle import MEASURED_ROUNDS
 from gemel_ray.policy.order import cycle_bytes
-from gemel_ray.spec.actions import Frame, Infer, Load, Verdict
+from gemel_ray.spec.actions import Evict, Frame, Infer, Load, Verdict
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 from gemel_ray.spec.release import Manifest
 from gemel_ray.weights.cache import LocalCache
@@ -41,7 +42,11 @@ from gemel_ray.weights.cache import LocalCache
 COPIED = ("squeezenet1_1", "mobilenet_v3_large", "resnet18", "resnet50")
 # In turns; of the first three pairs all that is alike is shared in the merged case.
 CYCLED = ("resnet18", "resnet18", "resnet34", "mobilenet_v3_large", "mobilenet_v3_large", "squeezenet1_1")
+# Heavy enough to be several weight sets each.
+ANSWERED = ("resnet18", "resnet34", "resnet50", "vgg11")
 INPUT_SIZE = 64
+ANSWERED_SIZE = 112
+_AMPLE_BYTES = 2 << 30
 WORKSPACE_BYTES = 32 << 20
 
 
@@ -108,6 +113,56 @@ def _timed_in_turn(one: Callable[[], None], other: Callable[[], None], repeats: 
             work()
             times.append((time.perf_counter() - begun) * 1e3)
     return took_ms[0][1:], took_ms[1][1:]
+
+
+def answer_times(device: torch.device, repeats: int) -> list[dict[str, Any]]:
+    """For each model, nothing of it resident: times until a frame is answered, computing layer by layer as weights
+    arrive, and only once all are there, in turn."""
+    rows = []
+    for architecture in ANSWERED:
+        with release([architecture], input_size=ANSWERED_SIZE, fps=1, slo_ms=1, merged=False) as (manifest, cache):
+            layered_ms, whole_ms = _answered_in_turn(manifest, cache, device, repeats)
+        rows.append({"model": architecture, "layered_ms": layered_ms, "whole_ms": whole_ms})
+        print(answer_line(rows[-1]), flush=True)
+    return rows
+
+
+def answer_line(row: dict[str, Any]) -> str:
+    ratio = statistics.median(one / other for one, other in zip(row["layered_ms"], row["whole_ms"], strict=True))
+    return (
+        f"{row['model']:20} answers after {statistics.median(row['layered_ms']):6.1f} ms layer by layer, "
+        f"{statistics.median(row['whole_ms']):6.1f} ms whole: {ratio:.2f} of the time"
+    )
+
+
+def _answered_in_turn(
+    manifest: Manifest, cache: LocalCache, device: torch.device, repeats: int
+) -> tuple[list[float], list[float]]:
+    blobs = open_blobs(manifest, cache.fetch)
+    skeletons = build_skeletons(manifest, blobs, device)
+    torch_device = TorchDevice(skeletons, blobs, Residence(device), Ledger(_AMPLE_BYTES), threads=1)
+    ((name, skeleton),) = skeletons.items()
+    torch_device.frames[0] = np.zeros((ANSWERED_SIZE, ANSWERED_SIZE, 3), dtype=np.uint8)
+    loads = [Load(weight, blobs[weight].data_bytes, 1.0) for weight in skeleton.weights]
+    infer = Infer(name, (0,), WORKSPACE_BYTES, 1.0)
+
+    def answer(awaited: int) -> None:
+        """Start the inference once so many loads have ended."""
+        for weight in torch_device.residence.weights:
+            torch_device.start(Evict(weight))
+        for load in loads:
+            torch_device.start(load)
+        for _ in range(awaited):
+            torch_device.next_event()
+        torch_device.start(infer)
+        for _ in range(len(loads) + 1 - awaited):
+            torch_device.next_event()
+
+    answer(0)
+    try:
+        return _timed_in_turn(lambda: answer(0), lambda: answer(len(loads)), repeats)
+    finally:
+        torch_device.close()
 
 
 def cycles(device: torch.device) -> list[dict[str, Any]]:
@@ -222,6 +277,7 @@ def main() -> None:
     document = records.heading("bench_swap") | {
         "device": device_name(device),
         "copies": copy_rates(device, options.repeats),
+        "answers": answer_times(device, options.repeats),
         "cycles": cycles(device),
     }
     print(f"raw numbers: {records.write(document, options.machine)}")
