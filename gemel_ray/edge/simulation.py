@@ -22,7 +22,7 @@ from gemel_ray.spec.release import Manifest
 
 # Rounds of a choice between plans: milliseconds of traffic, then how far behind the best in mean goodput, and how many,
 # go on to the next round. The second is some turns of fifty queries.
-_ROUNDS = ((1_500.0, 0.1, 8), (3_000.0, 0.02, 3), (9_000.0, 0.0, 1))
+_ROUNDS = ((1_500.0, 0.05, 3), (6_000.0, 0.0, 1))
 # Every frame of every query in time: mean and worst goodput.
 _PERFECT = (1.0, 1.0)
 

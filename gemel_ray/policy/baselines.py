@@ -100,16 +100,17 @@ def candidate_plans(
 ) -> tuple[PolicyPlan, ...]:
     """The policy's variants, and its alternatives' with planned and with larger batches. See plan_policy."""
     candidates = list(variants(policy, models, profile, budget_bytes=budget_bytes))
-    for name in policy.alternatives:
+    for name in () if fits_whole(candidates[0].plan) else policy.alternatives:
         candidates += _with_larger(find_policy(name), models, profile, budget_bytes=budget_bytes)
     return tuple(candidates)
 
 
 def variants(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> tuple[PolicyPlan, ...]:
     """The policy's own plan, and the same with larger batches; of a work-conserving policy also in strict round robin,
-    and with the most recently used weights going first, which keeps a fixed part of them for good."""
+    and with the most recently used weights going first, which keeps a fixed part of them for good. Where everything
+    fits, batch sizes are all there is to choose."""
     planned = _with_larger(policy, models, profile, budget_bytes=budget_bytes)
-    if not policy.work_conserving:
+    if not policy.work_conserving or fits_whole(planned[0].plan):
         return planned
     strict = replace(planned[0], work_conserving=False)
     return (*planned, strict, replace(strict, eviction="most_recently_used"))
@@ -149,6 +150,12 @@ def plan_policy(
         largest_batches=largest_batches,
     )
     return PolicyPlan(plan, policy.eviction, policy.work_conserving)
+
+
+def fits_whole(plan: EdgePlan) -> bool:
+    """Whether all weights fit beside the largest workspace, so that each is loaded once."""
+    workspace_bytes = max(max(query.workspace_bytes.values()) for query in plan.queries)
+    return sum(plan.weight_bytes.values()) + workspace_bytes <= plan.budget_bytes
 
 
 def _ample_bytes(holding: Holding, profile: DeviceProfile) -> int:
