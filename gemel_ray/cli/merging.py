@@ -89,12 +89,21 @@ def search(
     objective: Annotated[
         str, typer.Option(help="What retraining follows: distillation (the originals' answers) or labels.")
     ] = "distillation",
+    start: Annotated[
+        str, typer.Option(help="Where shared weights start: aligned (channels in line, then the mean), mean or member.")
+    ] = "aligned",
+    delta_rank: Annotated[
+        int, typer.Option(min=0, help="Rank of the private corrections that a resisting layer is tried with; 0: none.")
+    ] = 8,
     operating_points: Annotated[
         str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
     ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")
     ] = False,
+    logs: Annotated[
+        Path | None, typer.Option(help="Keep every trial's TensorBoard, JSON-lines and CSV logs in this folder.")
+    ] = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option(help="Take up an interrupted search of this workload.")] = False,
     as_json: AsJson = False,
@@ -112,10 +121,15 @@ def search(
 
     if objective not in ("distillation", "labels"):
         raise InputError(f"--objective {objective!r} is not known; choose distillation or labels")
+    if start not in ("aligned", "mean", "member"):
+        raise InputError(f"--start {start!r} is not known; choose aligned, mean or member")
+    settings = SearchSettings(
+        max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
+        start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
+    )  # fmt: skip
     options = SearchOptions(
-        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes,
-        settings=SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective),  # type: ignore[arg-type]
-        allow_factories=allow_factories, resume=resume,
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, settings=settings,
+        allow_factories=allow_factories, resume=resume, logs=logs,
     )  # fmt: skip
     loaded = load_workload(workload)
     # Tune prints a header of its own; stdout is for the result alone.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from gemel_ray.policy.evidence import Prediction, judged
 from gemel_ray.policy.search import SearchState, advance, is_finished, is_superseded, winner
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
@@ -88,6 +90,11 @@ class Progress:
         """Where every set is."""
         return tuple(part.state for part in self._sets.values())
 
+    def prediction(self) -> Prediction:
+        """How well the evidence predicted what has been accepted so far."""
+        found = [judged(state) for state in self.states]
+        return sum(found[1:], start=found[0]) if found else Prediction(0, 0, 0, 0)
+
     def latest(self) -> Manifest:
         """The last release that this search has published."""
         return self.store.manifest(max([self.root, *self._published().values()]))
@@ -150,6 +157,7 @@ class Progress:
                 for name, part in self._sets.items()
             },
             "history": self.history,
+            "prediction": asdict(self.prediction()),
         }
         self.store.write_state(self.name, document)
 

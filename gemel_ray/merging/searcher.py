@@ -1,0 +1,118 @@
+"""What Ray Tune asks: which trial next, what became of it, which to stop. The answers are the policy's."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ray import tune
+from ray.tune.search import Searcher
+
+from gemel_ray.merging.progress import Progress, superseded
+from gemel_ray.spec.trials import Candidate, Outcome
+from gemel_ray.spec.units import format_bytes
+
+Report = Callable[[str], None]
+
+
+class MergeSearcher(Searcher):
+    """Maps Tune's suggest and complete onto the search in progress."""
+
+    def __init__(self, progress: Progress, parallel: int, minutes: float, report: Report) -> None:
+        super().__init__(metric="passed", mode="max")
+        self._progress, self._parallel, self._report = progress, parallel, report
+        self._live: dict[str, Candidate] = {}
+        self._took_s: list[float] = []
+        self._began_s = time.monotonic()
+        self._until_s = self._began_s + 60 * minutes
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next candidate; None while the round's last trials run."""
+        if self._progress.is_finished or self.is_out_of_time():
+            return self._wait_or_end()
+        if len(self._live) >= self._parallel:
+            return None
+        candidate = self._progress.next_candidate()
+        if candidate is None:
+            return None
+        self._live[trial_id] = candidate
+        self._report(f"trial {self._name(candidate)} begins: {candidate.label}")
+        return {"candidate": candidate.model_dump_json()}
+
+    def _wait_or_end(self) -> dict[str, Any] | None:
+        return None if self._live else Searcher.FINISHED  # type: ignore[return-value] # Tune's own marker
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Say how far a trial is."""
+        name = self._name(self._live[trial_id])
+        self._report(f"trial {name}: step {result['steps']}, worst agreement {result['worst_agreement']:.3f}")
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take the outcome; a trial that died twice counts as failed."""
+        candidate = self._live.pop(trial_id)
+        if result and "outcome" in result and not error:
+            outcome = Outcome.model_validate_json(result["outcome"])
+        elif self._progress.is_superseded(candidate):
+            outcome = superseded(candidate)
+        else:
+            outcome = Outcome(candidate=candidate.number, passed=False, reason="failed: its process died twice")
+        self._progress.take(candidate, outcome)
+        self._took_s += [outcome.seconds] if outcome.steps else []
+        self._report(self._line(candidate, outcome))
+
+    def is_out_of_time(self) -> bool:
+        """Whether no further trial may start."""
+        return time.monotonic() > self._until_s
+
+    def is_superseded(self, trial_id: str) -> bool:
+        """Whether a running trial can change nothing any more."""
+        return trial_id in self._live and self._progress.is_superseded(self._live[trial_id])
+
+    def _name(self, candidate: Candidate) -> str:
+        several = len(self._progress.states) > 1
+        return f"{candidate.number} of {candidate.model_set}'s set" if several else str(candidate.number)
+
+    def _line(self, candidate: Candidate, outcome: Outcome) -> str:
+        """What became of a trial, and where the search is."""
+        latest = self._progress.latest()
+        saved, before = latest.bytes_before - latest.bytes_after, latest.bytes_before
+        bound = sum(layer.saved_bytes for state in self._progress.states for layer in state.groups)
+        agreements = [query.accuracy.agreement for query in latest.queries.values() if query.accuracy]
+        return (
+            f"trial {self._name(candidate)}: {outcome.reason} after {outcome.steps} steps, {outcome.seconds:.0f} s | "
+            f"release {latest.release} saves {format_bytes(saved)} ({100 * saved / before:.1f} % of all; across models "
+            f"at most {100 * bound / before:.1f} %), worst agreement {min(agreements, default=1):.3f} | "
+            f"{len(self._live)} trials running, {time.monotonic() - self._began_s:.0f} s{self._outlook()}"
+        )
+
+    def _outlook(self) -> str:
+        """How much longer it takes at the most, once a trial has shown how long one is."""
+        if self._progress.is_finished or not self._took_s:
+            return ""
+        left = sum(state.settings.max_trials - state.trials + len(state.round) for state in self._progress.states)
+        seconds = left * statistics.fmean(self._took_s) / self._parallel
+        seconds = min(seconds, self._until_s - time.monotonic())
+        return f", at most {max(seconds, 0) / 60:.0f} min more"
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store holds the search's own state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a search is resumed from the store."""
+
+
+class StopSuperseded(tune.Stopper):
+    """Ends trials whose outcome can change nothing any more, at their next validation."""
+
+    def __init__(self, searcher: MergeSearcher) -> None:
+        self._searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether to stop this trial."""
+        return self._searcher.is_superseded(trial_id)
+
+    def stop_all(self) -> bool:
+        """Never all of them."""
+        return False
