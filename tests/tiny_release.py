@@ -1,5 +1,6 @@
 """A small real release in a store of its own, and the models it was made from."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,24 @@ def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3):
         provenance=Provenance(created_at="2026-01-01T00:00:00Z", command="test", seed=seed, versions={}),
     )
     return TinyRelease(Path(folder), store.publish(manifest), models)
+
+
+def publish_variant(tiny, factor=1.003):
+    """The next release of a store: other weights everywhere, which answer nearly as the first one's do."""
+    store, models = open_store(tiny.store), copy.deepcopy(tiny.models)
+    # Bound layers stand in several state dicts and must be scaled once.
+    tensors = {tensor.data_ptr(): tensor for model in models.values() for tensor in model.state_dict().values()}
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            tensor.mul_(factor)
+    configuration = tiny.manifest.merge_configuration
+    states = {name: model.state_dict() for name, model in models.items()}
+    weights, blobs = store_models(store, states, configuration, layer_tensors(models, configuration))
+    queries = {
+        name: found.model_copy(update={"weights": weights[name]}) for name, found in tiny.manifest.queries.items()
+    }
+    changed = {"queries": queries, "blobs": blobs, "parent": tiny.manifest.release}
+    return TinyRelease(tiny.store, store.publish(tiny.manifest.model_copy(update=changed)), models)
 
 
 def noise(seed, height=40, width=56):

@@ -1,9 +1,7 @@
-"""Commands for the edge box: measure it, simulate it, serve on it."""
+"""Commands for the edge box: measure it, simulate it, serve on it without Ray."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +14,7 @@ from gemel_ray.spec.errors import InputError
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (profile, simulate, serve, edge):
+    for command in (profile, simulate, edge):
         app.command()(command)
 
 
@@ -88,38 +86,6 @@ def simulate(
     )  # fmt: skip
     workload = None if store is None else load_workload(Path(target))
     show_result(simulate_store(store or target, options, workload), as_json, render_edge.simulations_table)
-
-
-def serve(
-    workload: WorkloadFile,
-    store: Annotated[str, typer.Option(help="The store to serve from: a folder or a URI.")],
-    release: ReleaseNumber = None,
-    node: Annotated[str | None, typer.Option(help="Which of the workload's nodes this machine is.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Another budget than the node's, such as 512MiB.")] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at. Nobody is asked who they are: keep it local.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    allow_factories: AllowFactories = False,
-) -> None:
-    """Serve a release on this machine with Ray Serve, until Ctrl-C.
-
-    Example: gemel serve gemel-demo/workload.yaml --store gemel-demo/store
-    """
-    from gemel_ray.serving.local import serve_release
-    from gemel_ray.serving.machine import node_options, wait_for_interrupt
-    from gemel_ray.spec.workload import load_workload
-
-    options = node_options(load_workload(workload), node, memory)
-    with (
-        redirect_stdout(sys.stderr),
-        serve_release(
-            store, nodes=[options], release=release, allow_factories=allow_factories, host=host, port=port
-        ) as service,
-    ):
-        print(f"serving at {service.url} (status page, /v2 and /v1), Ctrl-C ends it", file=sys.stderr, flush=True)
-        wait_for_interrupt()
-    print("stopped", file=sys.stderr)
 
 
 def edge(

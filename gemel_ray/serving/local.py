@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,7 @@ def serve_release(
             raise ServingError(f"the service did not start: {_why(name) or error}") from error
         try:
             _wait_until_placed(options, name)
+            _wait_until_ready(address)
             yield Service(address, _handles(options, name))
         finally:
             serve.delete(name)
@@ -110,6 +112,16 @@ def _wait_until_placed(options: ServeOptions, name: str) -> None:
         if time.monotonic() > until_s:
             raise ServingError(f"the fleet is not settled after {_PLACING_S:g} s: {reply.doing or reply.blocked}")
         pause.wait(0.1)
+
+
+def _wait_until_ready(address: str) -> None:
+    """Until the ingress has heard of every engine: the first calls in a new process take longest."""
+    until_s, pause = time.monotonic() + _PLACING_S, threading.Event()
+    while time.monotonic() < until_s:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/v2/health/ready", timeout=_PLACING_S):
+            return
+        pause.wait(0.1)
+    raise ServingError(f"{address} is not ready after {_PLACING_S:g} s; Ray's logs say more")
 
 
 def _handles(options: ServeOptions, name: str) -> dict[str, DeploymentHandle]:

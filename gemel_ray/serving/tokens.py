@@ -50,6 +50,27 @@ def without_tokens(given: object) -> object:
     return {role: source if isinstance(source, Mapping | TokenSource) else {} for role, source in given.items()}
 
 
+def token_sources(files: Iterable[str], variables: Iterable[str]) -> dict[Role, TokenSource]:
+    """Sources as a command line gives them, ROLE=FILE and ROLE=VARIABLE. InputError for anything else.
+
+    What follows the role may be a token, by mistake, so that it is never quoted.
+    """
+    found: dict[Role, TokenSource] = {}
+    roles: dict[str, Role] = {role: role for role in get_args(Role)}
+    for option, kind, given in (("--token", "file", files), ("--token-env", "env", variables)):
+        for each in given:
+            name, equals, where = each.partition("=")
+            if name not in roles or not equals or not where:
+                said = name if equals else "something without a role"
+                raise InputError(
+                    f"{option}: {said!r} is given; write ROLE={kind.upper()}, the role one of {list(roles)}"
+                )
+            if roles[name] in found:
+                raise InputError(f"{option} {name}: two sources are given; put all tokens of a role into one file")
+            found[roles[name]] = TokenSource(**{kind: where})
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """SHA-256 hashes of the tokens that are taken, each with its role."""

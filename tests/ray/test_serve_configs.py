@@ -32,5 +32,9 @@ def test_every_shipped_configuration_is_valid_to_the_last_key(path):
         assert parse_options(application.args).nodes
 
 
-def test_there_is_a_configuration_for_one_machine():
-    assert "local.yaml" in [path.name for path in CONFIGS]
+def test_there_is_a_configuration_for_one_machine_and_one_for_several():
+    assert {"local.yaml", "fleet.yaml"} <= {path.name for path in CONFIGS}
+    fleet = yaml.safe_load(next(path for path in CONFIGS if path.name == "fleet.yaml").read_text())
+    options = parse_options(fleet["applications"][0]["args"])
+    assert options.has_controller
+    assert len({tuple(node.labels.items()) for node in options.nodes}) == len(options.nodes) > 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from safetensors.torch import load, save
-from tiny_release import CLASSIFIERS, noise, publish_tiny_release
+from tiny_release import CLASSIFIERS, noise, publish_tiny_release, publish_variant
 
 from gemel_ray.engine.engine import Engine
 from gemel_ray.policy.rollout import Rules
@@ -88,9 +88,10 @@ class Fleet:
 def published(tmp_path_factory):
     """A store with two releases, the first of which is HEAD."""
     folder = tmp_path_factory.mktemp("control") / "store"
-    both = publish_tiny_release(folder), publish_tiny_release(folder, seed=11)
+    first = publish_tiny_release(folder)
+    second = publish_variant(first)
     open_store(folder).set_head(1)
-    return both
+    return first, second
 
 
 @pytest.fixture
