@@ -66,12 +66,13 @@ def choose_order(
     *,
     budget_bytes: int,
     workspace_bytes: Mapping[str, int],
+    exact_queries: int = _EXACT_QUERIES,
 ) -> Order:
     """The order of fewest `cycle_bytes`; the first of equals, and never one worse than the given.
 
-    Exact up to 7 queries, where their weights are few; where there are many, the best are picked by the fluid
-    prediction first. A local search beyond. Deterministic. Raises OverBudgetError when one query alone exceeds the
-    budget.
+    Exact up to `exact_queries`, where their weights are few; where there are many, the best are picked by the fluid
+    prediction first. A local search beyond; jobs/bench_order.py shows how far it is from the best. Deterministic.
+    Raises OverBudgetError when one query alone exceeds the budget.
     """
     given = tuple(weights)
 
@@ -86,7 +87,7 @@ def choose_order(
     def predicted_bytes(order: Order) -> float:
         return sum(load.bytes for load in Round(order, bundles).loads(costs, budget_bytes=budget_bytes, overlap=False))
 
-    if len(given) <= _EXACT_QUERIES:
+    if len(given) <= exact_queries:
         every: list[Order] = [(given[0], *rest) for rest in permutations(given[1:])]
         if len(every) * sum(map(len, weights.values())) > _MOST_EXACT_WEIGHTS:
             every = [given, *nsmallest(_SHORTLIST, every, key=predicted_bytes)]

@@ -87,3 +87,15 @@ def test_batches_grow_when_swapping_dominates_the_round():
     roomy = choose_batch_sizes(planned, demands, budget_bytes=40, overlap=False)
     assert set(roomy.sizes.values()) == {1}
     assert min(roomy.goodput.values()) == 1
+
+
+def test_fifty_queries_are_predicted_a_few_hundred_times_and_no_more(monkeypatch):
+    """Which is about a second; jobs/bench_order.py measures it."""
+    names = [f"q{place}" for place in range(50)]
+    load_ms = {f"w{place}": 10.0 for place in range(50)}
+    planned = Round(names, bundle({name: (f"w{name[1:]}",) for name in names}, dict.fromkeys(load_ms, 10), load_ms))
+    costs = {size: TurnCost(5.0 * size, 1) for size in (1, 2, 4, 8)}
+    asked = []
+    monkeypatch.setattr(Round, "duty_cycle_ms", lambda self, costs, **options: asked.append(1) or 1000.0)
+    choose_batch_sizes(planned, dict.fromkeys(names, Demand(30, 400, costs)), budget_bytes=100, overlap=True)
+    assert len(asked) <= 601

@@ -1,5 +1,7 @@
 """The round-robin order: never worse than the given one, and the best of all for few queries."""
 
+import random
+import statistics
 from itertools import permutations
 
 import pytest
@@ -82,3 +84,25 @@ def test_a_round_loads_nothing_exactly_when_everything_fits_beside_the_largest_w
 def test_a_query_too_big_by_itself_is_refused():
     with pytest.raises(OverBudgetError, match="place a query on another node"):
         choose_order({"x": ("a",), "y": ("b",), "z": ("b",)}, {"a": 9, "b": 1}, budget_bytes=8, workspace_bytes={})
+
+
+def test_the_local_search_moves_little_more_than_the_best_order_does():
+    """jobs/bench_order.py measures the same on larger rounds."""
+    rng, gaps = random.Random(0), []
+    for _ in range(25):
+        found = families(rng, 6)
+        weights, weight_bytes, workspace_bytes, budget_bytes = found
+        order = choose_order(
+            weights, weight_bytes, budget_bytes=budget_bytes, workspace_bytes=workspace_bytes, exact_queries=0
+        )
+        best = min(moved_bytes(("q0", *rest), found) for rest in permutations([*weights][1:]))
+        gaps.append(moved_bytes(order, found) / best - 1)
+    assert statistics.fmean(gaps) < 0.05
+
+
+def families(rng, count):
+    """Queries of three families: a heavy weight in common, a private rest; two fifths of all fit."""
+    weights = {f"q{place}": (f"family{rng.randrange(3)}", f"own{place}") for place in range(count)}
+    weight_bytes = {name: rng.randint(10, 40) for needed in weights.values() for name in needed}
+    largest = max(sum(weight_bytes[name] for name in needed) for needed in weights.values())
+    return weights, weight_bytes, {}, max(largest, 2 * sum(weight_bytes.values()) // 5)
