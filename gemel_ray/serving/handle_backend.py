@@ -106,7 +106,7 @@ class HandleBackend:
             raise LostError(self._why_not(query))
         asked = self._call(node, "infer", query, list(images), slo_ms, droppable, timeout_s=max(timeout_s, _RETRY_S))
         try:
-            found: list[FrameAnswer] = await _unless(asked, self._routes.lost_event(node))
+            found: list[FrameAnswer] = await _unless(asked, self._routes.lost_event(node), node)
         except LostError as error:
             self._routes.lost(node, str(error))
             raise
@@ -196,14 +196,14 @@ class HandleBackend:
         return await call(self._engines[node], who, method, *args, timeout_s=timeout_s)
 
 
-async def _unless(asked: Any, lost: asyncio.Event) -> Any:  # noqa: ANN401 - any coroutine and its result
+async def _unless(asked: Any, lost: asyncio.Event, node: str) -> Any:  # noqa: ANN401 - any coroutine and its result
     """What was asked for; LostError as soon as whom it was asked of is lost, since no answer will come."""
     answer, loss = asyncio.ensure_future(asked), asyncio.ensure_future(lost.wait())
     try:
         await asyncio.wait((answer, loss), return_when=asyncio.FIRST_COMPLETED)
         if answer.done():
             return answer.result()
-        raise LostError("the node was lost while it was asked")
+        raise LostError(f"node {node!r} was lost while it was asked; try again")
     finally:
         answer.cancel()
         loss.cancel()
