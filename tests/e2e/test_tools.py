@@ -45,6 +45,28 @@ def test_a_device_that_is_not_at_hand_is_estimated_and_said_so(made, tmp_path, g
     assert all(row["estimated"] and row["device"] == "NVIDIA T4" for row in rows)
 
 
+def test_with_the_workload_end_to_end_accuracy_is_told_from_answers_recorded_once(made, tmp_path, gemel):
+    model = {"architecture": "squeezenet1_1", "classes": ["background", "car", "person"], "input_size": 32}
+    names = CLASSIFIERS
+    queries = [{"name": name, "feed": "f", "model": model, "fps": 10, "slo_ms": 100} for name in names]
+    feeds = {"f": {"kind": "streets", "seed": 0, "frames": 100}}
+    (tmp_path / "w.yaml").write_text(json.dumps({"name": "tiny", "feeds": feeds, "queries": queries}))
+    command = (
+        "simulate", "w.yaml", "--store", made.store, "--rates", "t4", "--policy", "ours,ours_merged,model_lru",
+        "--seconds", "2", "--frames", "15", "--answers", "answers.json", "--json",
+    )  # fmt: skip
+    rows = gemel(tmp_path, *command)
+    for row in rows:
+        assert row["accuracy"].keys() == set(names)
+        assert 0 <= row["mean_accuracy"] <= 1
+        # The release is its own ancestor, so that only stale answers cost accuracy.
+        assert row["mean_accuracy"] == 1 or sum(row["stale_fraction"].values()) > 0
+    recorded = json.loads((tmp_path / "answers.json").read_text())
+    assert all(len(query["original"]) <= 15 for query in recorded["queries"].values())
+    assert gemel(tmp_path, *command) == rows
+    assert "looks like a workload" in gemel(tmp_path, "simulate", "w.yaml", "--rates", "t4", code=2)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
