@@ -18,7 +18,7 @@ from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.devices import find_device
 from gemel_ray.engine.kinds import KindCosts
-from gemel_ray.engine.models import build_skeletons
+from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
@@ -30,7 +30,7 @@ from gemel_ray.policy.sharing import by_blob, models_of
 from gemel_ray.policy.transition import changed_queries, labelled, restricted
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import OverBudgetError, ServingError
-from gemel_ray.spec.profile import DeviceProfile
+from gemel_ray.spec.profile import DeviceProfile, Way
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
 from gemel_ray.vision.tasks import Image
@@ -50,17 +50,20 @@ class Engine:
         threads: int | None = None,
         reload_from: ReloadFrom = "memory",
         policy: str = "ours_released",
+        ways: Sequence[Way] = (),
     ) -> None:
         """`device` is 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'; `threads` bounds a CPU inference.
 
         `reload_from` says where evicted weights come back from, see engine.copying. `policy` is one of
-        policy.baselines; all of them run on the weight sets of the release. Raises InputError for a device or a policy
-        that is not there.
+        policy.baselines; all of them run on the weight sets of the release. `ways` of computing are tried when a
+        profile is measured here, see engine.ways; a profile that is given says itself. Raises InputError for a device
+        or a policy that is not there.
         """
         self.budget_bytes = budget_bytes
         self.device = find_device(device)
         self._allow_factories = allow_factories
         self._threads = threads
+        self._ways = ways
         self._reload_from = reload_from
         self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
         self.costs = KindCosts()
@@ -91,7 +94,9 @@ class Engine:
         blobs = open_blobs(some, fetch)
         skeletons = build_skeletons(some, blobs, self.device, allow_factories=self._allow_factories)
         residence = Residence(self.device, self._reload_from, budget_bytes=self.budget_bytes)
-        profile = profiling.profile_skeletons(some, skeletons, blobs, residence, budget_bytes=self.budget_bytes)
+        profile = profiling.profile_skeletons(
+            some, skeletons, blobs, residence, budget_bytes=self.budget_bytes, ways=self._ways
+        )
         self.costs.learn(some, profile)
 
     def roll(self, manifest: Manifest, fetch: Fetch) -> tuple[str, ...]:
@@ -172,6 +177,7 @@ class Engine:
             self.measure(manifest, fetch)
             profile = self.costs.profile(manifest)
         self.costs.learn(manifest, profile)
+        _compute_as_measured(skeletons, profile)
         device = TorchDevice(
             skeletons,
             blobs,
@@ -194,12 +200,20 @@ class Engine:
     def _prepared(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> Rollout:
         """The rollout of a release whose models are built and fit."""
         check_fits(manifest, self.budget_bytes)
-        planned = self._planned(manifest, self.costs.profile(manifest))
+        profile = self.costs.profile(manifest)
+        planned = self._planned(manifest, profile)
         blobs = open_blobs(manifest, fetch)
         changed = restricted(manifest, changed_queries(run.manifest, manifest))
         new = build_skeletons(changed, blobs, self.device, allow_factories=self._allow_factories)
+        _compute_as_measured(new, profile)
         run.device.take_blobs(blobs, lambda weight: open_blob(fetch(weight)))
         return Rollout(run, manifest, planned, new)
+
+
+def _compute_as_measured(skeletons: Mapping[str, Skeleton], profile: DeviceProfile) -> None:
+    for name, skeleton in skeletons.items():
+        if name in profile.queries:
+            skeleton.way = profile.queries[name].way
 
 
 def check_fits(manifest: Manifest, budget_bytes: int) -> None:

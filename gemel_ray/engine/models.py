@@ -16,8 +16,10 @@ from torch import nn
 from gemel_ray.engine.blobs import BlobFile
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.staging import Stages, Wait
+from gemel_ray.engine.ways import computing, laid_out
 from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.errors import ModelError, ServingError
+from gemel_ray.spec.profile import Way
 from gemel_ray.spec.release import REMAINDER, Manifest, ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.deltas import attach_deltas
@@ -61,6 +63,7 @@ class Skeleton:
         """`model` is on the meta device as `bare_model` leaves it. Raises ModelError when the blobs do not fit it."""
         self.name = released.query.name
         self.device = device
+        self.way: Way = "plain"
         self._model = model
         self._task = task_for(released.query.model, released.query.score_threshold)
         self._slots: dict[str, list[_Slot]] = {}
@@ -82,14 +85,14 @@ class Skeleton:
         With `wait` weights may still be on their way: each is waited for when it is needed, once a first pass has
         shown when that is. Without, all must be resident.
         """
-        with torch.inference_mode(), self._lent(residence, wait or _must_be_there):
-            inputs = self._task.prepare(images, self.device)
+        with torch.inference_mode(), self._lent(residence, wait or _must_be_there), computing(self.way, self.device):
+            inputs = laid_out(self._task.prepare(images, self.device), self.way)
             return self._task.answers(self._forward(inputs), images)
 
     def first_uses(self, images: Sequence[Image], residence: Residence) -> dict[str, float]:
         """After which fraction of a forward pass each weight set is first needed, by its module path in the release."""
-        with torch.inference_mode(), self._lent(residence, _must_be_there):
-            inputs = self._task.prepare(images, self.device)
+        with torch.inference_mode(), self._lent(residence, _must_be_there), computing(self.way, self.device):
+            inputs = laid_out(self._task.prepare(images, self.device), self.way)
             with self._stages.watched() as fractions:
                 self._task.answers(self._model(inputs), images)
         return {self._paths[weight]: fraction for weight, fraction in fractions.items()}

@@ -18,8 +18,9 @@ from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.devices import device_name, find_device
 from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.ways import fastest
 from gemel_ray.engine.workspace import Work, peak_bytes
-from gemel_ray.spec.profile import DeviceProfile, QueryProfile
+from gemel_ray.spec.profile import DeviceProfile, QueryProfile, Way
 from gemel_ray.spec.release import Manifest
 from gemel_ray.vision.models import task_of
 from gemel_ray.vision.tasks import Image
@@ -48,11 +49,13 @@ def measure_profile(
     budget_bytes: float = math.inf,
     allow_factories: bool = False,
     reload_from: ReloadFrom = "memory",
+    ways: Sequence[Way] = (),
 ) -> DeviceProfile:
     """Load and run every query by itself, one after the other, on frames of noise; medians of `repeats`.
 
     Takes about SECONDS_PER_QUERY for each query: batch sizes whose turn comes later are left out, and so are those
-    that look too large for the budget beside their own query's weights; the smallest never.
+    that look too large for the budget beside their own query's weights; the smallest never. `ways` of computing are
+    tried beside the plain one, and the fastest is measured and told.
     """
     place = torch.device(device)
     blobs = open_blobs(manifest, fetch)
@@ -66,6 +69,7 @@ def measure_profile(
         repeats,
         frame_height_width=frame_height_width,
         budget_bytes=budget_bytes,
+        ways=ways,
     )
 
 
@@ -102,6 +106,7 @@ def profile_skeletons(
     *,
     frame_height_width: tuple[int, int] | None = None,
     budget_bytes: float = math.inf,
+    ways: Sequence[Way] = (),
 ) -> DeviceProfile:
     """`measure_profile` for models that are built already, through an empty residence."""
     loads: list[Sample] = []
@@ -110,6 +115,7 @@ def profile_skeletons(
         loads += _timed_loads(skeleton.weights, blobs, residence, repeats)
         frame = _noise(manifest, name, frame_height_width)
         room_bytes = budget_bytes - residence.allocated_bytes()
+        skeleton.way = _fastest_way(skeleton, frame, residence, ways, repeats)
         queries[name] = _query_profile(skeleton, frame, residence, batch_sizes, repeats, room_bytes)
         for weight in skeleton.weights:
             residence.evict(weight)
@@ -178,7 +184,15 @@ def _query_profile(
         workspace_bytes[size] = peak_bytes(work, skeleton.device)
         run_ms[size] = statistics.median(_took_ms(work) for _ in range(repeats))
     first_use = skeleton.first_uses([frame], residence)
-    return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes, first_use=first_use)
+    return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes, first_use=first_use, way=skeleton.way)
+
+
+def _fastest_way(skeleton: Skeleton, frame: Image, residence: Residence, ways: Sequence[Way], repeats: int) -> Way:
+    def compute(way: Way) -> None:
+        skeleton.way = way
+        skeleton.answers([frame], residence)
+
+    return fastest(compute, ways, repeats) if ways else "plain"
 
 
 def _took_ms(work: Work) -> float:

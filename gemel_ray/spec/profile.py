@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from gemel_ray.spec.strict import Strict
 
+# How a model is computed; see engine.ways.
+Way = Literal["plain", "channels_last", "bfloat16", "float16"]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -19,6 +21,9 @@ class QueryProfile(Strict):
     # By module path in the release: after which fraction of a run the weights there are first needed. Empty where
     # nobody watched; everything counts as needed from the start then.
     first_use: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+
+    # The way that was measured, and is to be computed in.
+    way: Way = "plain"
 
     @model_validator(mode="after")
     def _same_batch_sizes(self) -> QueryProfile:
