@@ -35,7 +35,12 @@ def _version(package: str) -> str:
 
 def write(record: dict[str, Any], machine: str) -> Path:
     """Write a record as results/NAME_MACHINE_DATE.json."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{record['benchmark']}_{machine}_{record['date'][:10]}.json"
+    path = path_of(record, machine)
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def path_of(record: dict[str, Any], machine: str) -> Path:
+    """Where a record goes; its folder is made."""
+    RESULTS.mkdir(exist_ok=True)
+    return RESULTS / f"{record['benchmark']}_{machine}_{record['date'][:10]}.json"

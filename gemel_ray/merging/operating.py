@@ -44,7 +44,7 @@ def search_operating_points(
     points = []
     for target in targets:
         report(f"searching for {100 * target:g} % of the originals' accuracy")
-        aimed = _aimed_at(workload, target)
+        aimed = aimed_at(workload, target)
         begun = open_store(store_uri, create=True).read_state(search_name(aimed)) is not None
         found = search(aimed, store_uri, replace(options, resume=options.resume and begun), report)
         points.append(_point(target, found))
@@ -52,7 +52,8 @@ def search_operating_points(
     return points
 
 
-def _aimed_at(workload: Workload, target: float) -> Workload:
+def aimed_at(workload: Workload, target: float) -> Workload:
+    """The same workload with another accuracy target for every query."""
     queries = tuple(query.model_copy(update={"accuracy_target": target}) for query in workload.queries)
     return workload.model_copy(update={"queries": queries})
 

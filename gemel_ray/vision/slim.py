@@ -1,4 +1,4 @@
-"""Half-width ResNets: torchvision's residual networks with half the channels after the stem.
+"""Slim ResNets: torchvision's residual networks with half or a quarter of the channels.
 
 Full-width ResNets train too slowly on a laptop's processor; these take a quarter of the bytes (resnet18_half:
 10.7 MiB) and keep the architecture, its layer names and its difficulties.
@@ -14,22 +14,27 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 def resnet18_half(**options: Any) -> ResNet:  # noqa: ANN401 - torchvision's builders are typed so
     """ResNet18 with 32, 64, 128 and 256 channels."""
-    return _half((2, 2, 2, 2), **options)
+    return _slim(32, (2, 2, 2, 2), **options)
 
 
 def resnet34_half(**options: Any) -> ResNet:  # noqa: ANN401
     """ResNet34 with 32, 64, 128 and 256 channels."""
-    return _half((3, 4, 6, 3), **options)
+    return _slim(32, (3, 4, 6, 3), **options)
 
 
-def _half(depths: tuple[int, ...], *, num_classes: int = 1000) -> ResNet:
-    """Build a one-block-per-stage ResNet for its forward pass, then give it half-width stages."""
+def resnet18_quarter(**options: Any) -> ResNet:  # noqa: ANN401
+    """ResNet18 with 16, 32, 64 and 128 channels: what a larger one is distilled into (2.7 MiB)."""
+    return _slim(16, (2, 2, 2, 2), **options)
+
+
+def _slim(first: int, depths: tuple[int, ...], *, num_classes: int = 1000) -> ResNet:
+    """Build a one-block-per-stage ResNet for its forward pass, then give it stages that begin with `first` channels."""
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=num_classes)
-    model.conv1 = nn.Conv2d(3, 32, kernel_size=7, stride=2, padding=3, bias=False)
-    model.bn1 = nn.BatchNorm2d(32)
-    channels = 32
+    model.conv1 = nn.Conv2d(3, first, kernel_size=7, stride=2, padding=3, bias=False)
+    model.bn1 = nn.BatchNorm2d(first)
+    channels = first
     for stage, depth in enumerate(depths):
-        width = 32 * 2**stage
+        width = first * 2**stage
         setattr(model, f"layer{stage + 1}", _stage(channels, width, depth, stride=1 if stage == 0 else 2))
         channels = width
     model.fc = nn.Linear(channels, num_classes)
@@ -55,4 +60,4 @@ def _initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-SLIM_BUILDERS = {"resnet18_half": resnet18_half, "resnet34_half": resnet34_half}
+SLIM_BUILDERS = {"resnet18_half": resnet18_half, "resnet34_half": resnet34_half, "resnet18_quarter": resnet18_quarter}
