@@ -28,6 +28,8 @@ OnDrift = Callable[[str, DriftReply, int], None]
 
 # How long the monitor waits for a frame before it looks whether it is to end.
 _WAIT_S = 0.5
+# It may be reverting a query, which waits for a download.
+_JOIN_S = 5.0
 # It gives way to the engine beside it.
 _NICENESS = 10
 
@@ -97,7 +99,7 @@ class DriftWatch:
         """End the thread."""
         self._ended.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_JOIN_S)
 
     def step(self, timeout_s: float = 0.0) -> bool:
         """Compare one sample; False when none came in time. Raises GemelError for an original that cannot be had."""

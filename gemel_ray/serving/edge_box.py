@@ -23,7 +23,7 @@ from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.releases import cache_folder
 from gemel_ray.serving.status import ServiceStatus
 from gemel_ray.spec.answers import FrameAnswer
-from gemel_ray.spec.errors import GemelError, InputError, StoreError, nearest
+from gemel_ray.spec.errors import GemelError, InputError, ServingError, StoreError, nearest
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.weights.following import Follower
@@ -68,6 +68,8 @@ class EdgeBox:
         self._checking = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="gemel-follow", daemon=True)
+        # Releases that could not be started, and why.
+        self._refused: dict[int, str] = {}
         # Why the store's release is not the one being served; None when it is.
         self.problem: str | None = None
 
@@ -96,6 +98,8 @@ class EdgeBox:
         self._engine.stop()
         if self._thread.is_alive():
             self._thread.join(_LOOK_EVERY_S)
+            # It may just have started the engine again.
+            self._engine.stop()
 
     def check(self) -> bool:
         """Ask the store once, and serve what is new. Raises GemelError, and the release before is served on."""
@@ -203,11 +207,18 @@ class EdgeBox:
         return self._options.queries is None or set(self._options.queries) == manifest.queries.keys()
 
     def _restart(self, manifest: Manifest) -> None:
-        """Serve another release after a pause of seconds, or the same as before where that fails."""
+        """Serve another release after a pause of seconds, or the same as before where that fails.
+
+        One that failed is not tried again: every attempt is a pause for all cameras.
+        """
+        if (reason := self._refused.get(manifest.release)) is not None:
+            raise ServingError(reason)
+        check_fits(manifest, self._engine.budget_bytes)
         self._engine.stop()
         try:
             self._engine.start(manifest, self._follower.fetch)
-        except GemelError:
+        except GemelError as error:
+            self._refused[manifest.release] = str(error)
             self._engine.start(self._manifest, self._follower.fetch)
             raise
 
@@ -243,13 +254,25 @@ class EdgeBox:
         return self.problem is None
 
     def _heal(self) -> None:
+        """Start the engine anew where its loop has ended."""
+        if not self._checking.acquire(blocking=False):
+            return
         try:
-            failure = self._engine.status().failure
+            failure = self._failure()
             if failure is not None and not self._ended.is_set():
                 log.error("the engine is started anew: %s", failure)
-                self._restart(self._manifest)
+                self._engine.stop()
+                self._engine.start(self._manifest, self._follower.fetch)
         except GemelError as error:
             log.error("the engine cannot be started: %s", error)
+        finally:
+            self._checking.release()
+
+    def _failure(self) -> str | None:
+        try:
+            return self._engine.status().failure
+        except ServingError as error:
+            return str(error)
 
 
 def options_for(options: EdgeOptions, cache: Path | None) -> EdgeOptions:

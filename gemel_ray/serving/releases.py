@@ -35,4 +35,4 @@ def pull_release(store: str, release: int | None, cache: str) -> tuple[Manifest,
 
 def cache_folder(store: str, cache: str) -> Path:
     """A folder for each store, since the last good release of another store must never stand in."""
-    return Path(cache).expanduser() / "stores" / hashlib.sha256(store.encode()).hexdigest()[:16]
+    return Path(cache).expanduser().absolute() / "stores" / hashlib.sha256(store.encode()).hexdigest()[:16]

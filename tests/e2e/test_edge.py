@@ -15,9 +15,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from drift_kit import BAD, publish_drifting
 from newcomer import gemel_environment
 from tiny_release import noise, publish_tiny_release
 
+from gemel_ray.spec.workload import load_workload
 from gemel_ray.weights.store import open_store
 
 # Whoever imports Ray in this process fails.
@@ -260,3 +262,25 @@ def test_what_is_wrong_is_told_before_anything_is_served(folder):
         assert (code, "choose another port" in told) == (1, True), told
     assert "Traceback" not in told
     assert os.listdir(folder / "disk") == ["stores"]
+
+
+def test_drift_is_found_and_reverted_by_a_box_of_its_own(folder):
+    publish_drifting(folder / "store")
+    (folder / "edge.yaml").write_text(
+        "{poll_every_s: 0.5, threads: 1, drift: {sample_every_s: 0.01, false_alarm_days: 0.001}}"
+    )
+    with Box(folder, "store") as box:
+
+        def drifted():
+            for seed in range(12):
+                box.answer(BAD, seed)
+            return box.client.get("/v1/status").json()["drift_events"]
+
+        box.wait_for(drifted)
+        (event,) = box.client.get("/v1/status").json()["drift_events"]
+        assert (event["query"], event["reverted_in"]) == (BAD, 3)
+        box.wait_for(lambda: box.release() == 3)
+        assert 'gemel_node_release_number{node="box"} 3.0' in box.client.get("/metrics").text
+    original = open_store(folder / "store").manifest(1)
+    assert open_store(folder / "store").manifest().queries[BAD].weights == original.queries[BAD].weights
+    assert load_workload(f"{event['folder']}/workload.yaml").query(BAD).feed == f"{BAD}_drift"

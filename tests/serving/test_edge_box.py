@@ -2,14 +2,16 @@
 
 import io
 import shutil
+from pathlib import Path
 
 import PIL.Image
 import pytest
 from tiny_release import noise, publish_tiny_release
 
+from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.edge_box import EdgeBox
 from gemel_ray.serving.options import EdgeOptions, NodeOptions, load_edge_options
-from gemel_ray.spec.errors import InputError, OverBudgetError, StoreError
+from gemel_ray.spec.errors import InputError, ModelError, OverBudgetError, ServingError, StoreError
 from gemel_ray.weights.store import open_store
 
 PAIR = ("north_cars", "south_cars")
@@ -155,6 +157,32 @@ def test_a_release_that_does_not_fit_is_refused_and_never_the_one_to_start_with(
     assert answers(client_of(started(box_of(memory=memory)))) == expected(first)
 
 
+def test_a_release_that_cannot_be_started_costs_one_pause_and_no_more(store, box_of, client_of):
+    first = published(store)
+    box = started(box_of())
+    spoilt = published(store, (*PAIR, "north_people"), seed=8)
+    query = spoilt.manifest.queries["north_people"]
+    model = query.query.model.model_copy(update={"architecture": "mobilenet_v3_large"})
+    other = query.model_copy(update={"query": query.query.model_copy(update={"model": model})})
+    queries = spoilt.manifest.queries | {"north_people": other}
+    open_store(store).publish(spoilt.manifest.model_copy(update={"queries": queries}))
+    with pytest.raises(ModelError, match="was the release made for another model"):
+        box.check()
+    run = box._engine._run
+    assert answers(client_of(box)) == expected(first)
+    with pytest.raises(ServingError, match="was the release made for another model"):
+        box.check()
+    assert box._engine._run is run, "it was not started again"
+
+
+def test_an_engine_that_has_failed_is_started_anew(store, box_of, client_of):
+    first = published(store)
+    box = started(box_of())
+    box._engine.stop()
+    box._heal()
+    assert answers(client_of(box)) == expected(first)
+
+
 def test_a_model_of_a_new_form_is_served_after_a_short_pause(store, box_of, client_of):
     published(store)
     box = started(box_of())
@@ -228,6 +256,11 @@ def test_options_are_read_from_a_strict_file(tmp_path):
         load_edge_options(path)
     with pytest.raises(InputError, match="cannot be read"):
         load_edge_options(tmp_path / "absent.yaml")
+
+
+def test_the_shipped_options_can_be_read():
+    shipped = load_edge_options(Path(__file__).parents[2] / "serve_configs" / "edge" / "edge.yaml")
+    assert shipped == EdgeOptions(drift=DriftOptions())
 
 
 def test_the_box_is_a_backend_for_the_whole_application(store, box_of, client_of):
