@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from heapq import nsmallest
 from itertools import permutations
 
@@ -17,7 +17,10 @@ _EXACT_QUERIES = 7
 # prediction are compared.
 _MOST_EXACT_WEIGHTS = 100_000
 _SHORTLIST = 20
-# Orders that the local search may look at; counted rather than timed, so that every machine chooses the same order.
+# Up to here the local search compares orders as they are played, from two starts; beyond, by the fluid prediction.
+_PLAYED_QUERIES = 16
+# Orders that the local search may look at by prediction; counted rather than timed, so that every machine chooses the
+# same order.
 _MOST_TRIED = 100
 
 Order = tuple[str, ...]
@@ -93,7 +96,12 @@ def choose_order(
             every = [given, *nsmallest(_SHORTLIST, every, key=predicted_bytes)]
         return min(every, key=moved_bytes)
     chained = _chain(given, _shared_bytes(bundles))
-    return min(given, chained, _two_opt(chained, predicted_bytes), key=moved_bytes)
+    if len(given) <= _PLAYED_QUERIES:
+        most_tried = _MOST_EXACT_WEIGHTS // (2 * sum(map(len, weights.values())))
+        found = [_improve(start, moved_bytes, most_tried) for start in (chained, given)]
+    else:
+        found = [_improve(chained, predicted_bytes, _MOST_TRIED)]
+    return min(given, chained, *found, key=moved_bytes)
 
 
 def _shared_bytes(bundles: Sequence[Bundle]) -> defaultdict[tuple[str, str], int]:
@@ -115,19 +123,31 @@ def _chain(queries: Order, shared_bytes: Mapping[tuple[str, str], int]) -> Order
     return tuple(order)
 
 
-def _two_opt(order: Order, cost: Callable[[Order], float]) -> Order:
-    """Turn stretches of the order around until none of them makes it cheaper, or enough have been tried."""
+def _improve(order: Order, cost: Callable[[Order], float], most_tried: int) -> Order:
+    """Change the order a little at a time until nothing makes it cheaper, or enough has been tried."""
     least, tried, improved = cost(order), 0, True
     while improved:
         improved = False
-        for start, end in _stretches(len(order)):
-            turned = (*order[:start], *reversed(order[start:end]), *order[end:])
+        for changed in _neighbours(order):
             tried += 1
-            if tried > _MOST_TRIED:
+            if tried > most_tried:
                 return order
-            if (found := cost(turned)) < least:
-                order, least, improved = turned, found, True
+            if (found := cost(changed)) < least:
+                order, least, improved = changed, found, True
+                break
     return order
+
+
+def _neighbours(order: Order) -> Iterator[Order]:
+    """The order with a stretch behind the first query turned around (2-opt), short ones first, or with one query at
+    another place (or-opt)."""
+    for start, end in _stretches(len(order)):
+        yield (*order[:start], *reversed(order[start:end]), *order[end:])
+    for place in range(1, len(order)):
+        left = (*order[:place], *order[place + 1 :])
+        for other in range(1, len(order)):
+            if abs(other - place) > 1:
+                yield (*left[:other], order[place], *left[other:])
 
 
 def _stretches(length: int) -> list[tuple[int, int]]:
