@@ -88,20 +88,20 @@ class _HttpHandler(fs.FileSystemHandler):
     def _info(self, path: str) -> fs.FileInfo:
         try:
             with self._open(path, "HEAD") as answer:
-                size, written = answer.headers.get("Content-Length"), answer.headers.get("Last-Modified")
+                size, written = _count(answer.headers.get("Content-Length")), answer.headers.get("Last-Modified")
         except FileNotFoundError:
             return fs.FileInfo(path, fs.FileType.NotFound)
-        return fs.FileInfo(path, fs.FileType.File, size=int(size) if size else None, mtime=_time(written))
+        return fs.FileInfo(path, fs.FileType.File, size=size, mtime=_time(written))
 
     def _get(self, path: str) -> bytes:
-        try:
-            with self._open(path, "GET") as answer:
+        with self._open(path, "GET") as answer:
+            announced = _count(answer.headers.get("Content-Length"))
+            try:
                 data: bytes = answer.read(_MOST_BYTES + 1)
-                announced = answer.headers.get("Content-Length")
-        except http.client.HTTPException as error:
-            raise OSError(errno.EIO, f"the server's answer makes no sense ({error!r})") from error
+            except http.client.HTTPException as error:
+                raise OSError(errno.EIO, f"the connection ended before the file was whole ({error!r})") from error
         # A read that is given a limit comes back short without a word.
-        if announced is not None and len(data) < int(announced):
+        if announced is not None and len(data) < announced:
             raise OSError(
                 errno.EIO, f"the connection ended before the file was whole: {len(data)} of {announced} bytes"
             )
@@ -123,12 +123,18 @@ class _HttpHandler(fs.FileSystemHandler):
             raise OSError(errno.EIO, f"the server answers {error.code} {error.reason}{hint}") from None
         except urllib.error.URLError as error:
             raise OSError(errno.EHOSTUNREACH, f"the server cannot be reached ({error.reason})") from None
+        except http.client.HTTPException as error:
+            raise OSError(errno.EIO, f"the server's answer makes no sense ({error!r})") from error
 
     def _refuse(self, *_arguments: object, **_options: object) -> NoReturn:
         raise OSError(errno.EROFS, "a store over HTTP can only be read; write where the store itself is")
 
     copy_file = create_dir = delete_dir = delete_dir_contents = delete_file = delete_root_dir_contents = _refuse
     move = open_append_stream = open_output_stream = _refuse
+
+
+def _count(header: str | None) -> int | None:
+    return int(header) if header and header.isascii() and header.isdigit() else None
 
 
 def _time(written: str | None) -> datetime | None:

@@ -124,6 +124,26 @@ def test_a_server_that_refuses_is_told_with_its_status(status):
     assert ("GEMEL_STORE_TOKEN" in str(caught.value)) == (status in (401, 403))
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"nonsense\r\n\r\n",
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\nLast-Modified: never\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+def test_nonsense_is_a_store_error(answer):
+    class Nonsense(Quiet):
+        def handle(self):
+            self.rfile.readline()
+            self.wfile.write(answer)
+
+    with web_server(Nonsense) as (_, url), pytest.raises(StoreError):
+        open_store(url).manifest()
+
+
 def test_a_server_that_is_not_there_is_a_store_error():
     with pytest.raises(StoreError, match="cannot be reached"):
         open_store("http://127.0.0.1:9/store")
