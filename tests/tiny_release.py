@@ -12,6 +12,7 @@ from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.release import Accuracy, Manifest, Provenance, ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec, Query
 from gemel_ray.vision.binding import bind, distinct_bytes, layer_tensors
+from gemel_ray.vision.deltas import rank_bytes
 from gemel_ray.vision.models import build_model
 from gemel_ray.vision.tasks import task_for
 from gemel_ray.weights.models import store_models
@@ -55,8 +56,10 @@ class TinyRelease:
 CLASSIFIERS = ("north_cars", "south_cars", "north_people", "south_people")
 
 
-def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3):
+def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3, rank=0):
     """Make the models of some of the queries, share a few layers, publish them as the next release of a store.
+
+    With a rank every shared layer keeps private corrections.
 
     The detector's workspace is larger than all models together; it is best published alone.
     """
@@ -64,7 +67,7 @@ def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3):
     specs = {name: _spec(name) for name in queries}
     models = {name: _lively(name, build_model(spec)) for name, spec in specs.items()}
     before = distinct_bytes(models.values())
-    configuration = _configuration(models)
+    configuration = _configuration(models, rank)
     bind(models, configuration)
     store = open_store(folder, create=True)
     states = {name: model.state_dict() for name, model in models.items()}
@@ -137,11 +140,13 @@ def _lively(name, model):
     return model.eval()
 
 
-def _configuration(models):
+def _configuration(models, rank):
     layers = []
     for members, paths in SHARED.items():
         for path in paths if all(member in models for member in members) else ():
-            held = sum(parameter.nbytes for parameter in models[members[0]].get_submodule(path).parameters())
+            module = models[members[0]].get_submodule(path)
+            held = sum(parameter.nbytes for parameter in module.parameters())
             refs = tuple(LayerRef(member, path) for member in members)
-            layers.append(SharedLayer(signature=path, layer_bytes=held, members=refs))
+            each = rank_bytes(module)
+            layers.append(SharedLayer(signature=path, layer_bytes=held, members=refs, rank=rank, rank_bytes=each))
     return MergeConfiguration(shared=tuple(layers))
