@@ -10,7 +10,7 @@ from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.simulated import SimulatedDevice
 from gemel_ray.edge.trace import Trace
 from gemel_ray.edge.traffic import Camera, periodic
-from gemel_ray.policy.baselines import POLICIES, find_policy, plan_policy
+from gemel_ray.policy.baselines import POLICIES, find_policy, plan_policy, variants
 from gemel_ray.policy.sharing import (
     ModelLayer,
     ServedModel,
@@ -158,3 +158,14 @@ def test_a_release_is_held_as_it_is_stored():
     assert sorted(holding.weight_bytes.values()) == [1, 2, 4]
     assert {layer.merged for layer in models["x"].layers} == {blob("a"), blob("s")}
     assert whole_models(models).total_bytes == 1 + 2 + 4 + 4
+
+
+def test_an_engine_may_choose_among_variants_of_ours_and_runs_baselines_as_they_are():
+    models = models_of(manifest_of({"x": ("a", "s"), "y": ("b", "s")}, {"a": 10, "b": 20, "s": 40}))
+    profile = profile_of(models)
+    own, *others = variants(POLICIES["ours_released"], models, profile, budget_bytes=65)
+    assert own == plan_policy(POLICIES["ours_released"], models, profile, budget_bytes=65)
+    assert {each.eviction for each in others} == {"furthest_next_use", "most_recently_used"}
+    assert {each.work_conserving for each in others} == {True, False}
+    baseline = variants(POLICIES["time_space"], models, profile, budget_bytes=65)
+    assert {(each.eviction, each.work_conserving) for each in baseline} == {("most_recently_used", False)}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.edge.scheduler import Scheduler
-from gemel_ray.policy.planning import plan_node
+from gemel_ray.policy.planning import in_order_of_use, plan_node
 from gemel_ray.spec.errors import OverBudgetError, ServingError
 
 PAIR = {"x": ("a", "s"), "y": ("b", "s")}
@@ -87,3 +87,23 @@ def test_fifty_queries_are_planned():
     # Families come together, so that each one's common weight is loaded about once a round.
     changes = sum(int(one[1:]) % 7 != int(other[1:]) % 7 for one, other in pairwise(turns))
     assert changes == 6
+
+
+def test_weights_are_listed_in_the_order_of_use_and_after_which_part_of_a_run():
+    manifest = manifest_of({"q": ["a", "b", "c"]}, {"a": 1, "b": 2, "c": 3})
+    profile = profile_of(["q"])
+    watched = profile.queries["q"].model_copy(update={"first_use": {"layer0": 0.7, "layer1": 0.0, "layer2": 0.3}})
+    profile = profile.model_copy(update={"queries": {"q": watched}})
+    plan = in_order_of_use(plan_node(manifest, profile, budget_bytes=100), manifest, profile)
+    (query,) = plan.queries
+    assert query.weights == (blob("b"), blob("c"), blob("a"))
+    assert query.needed_after == {blob("b"): 0.0, blob("c"): 0.3, blob("a"): 0.7}
+
+
+def test_a_weight_of_two_places_is_needed_at_the_earlier_one_and_what_nobody_watched_from_the_start():
+    manifest = manifest_of({"q": ["a", "b", "a"]}, {"a": 1, "b": 2})
+    profile = profile_of(["q"])
+    watched = profile.queries["q"].model_copy(update={"first_use": {"layer0": 0.6, "layer2": 0.2}})
+    profile = profile.model_copy(update={"queries": {"q": watched}})
+    (query,) = in_order_of_use(plan_node(manifest, profile, budget_bytes=100), manifest, profile).queries
+    assert query.needed_after == {blob("a"): 0.2, blob("b"): 0.0}
