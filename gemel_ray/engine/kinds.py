@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from gemel_ray.engine.models import kind_of
 from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
@@ -20,6 +22,20 @@ class KindCosts:
         for name in manifest.queries.keys() & profile.queries.keys():
             self._queries[kind_of(manifest.queries[name].query.model)] = profile.queries[name]
         self._device = profile
+
+    def dump(self) -> str:
+        """What was learnt, in JSON, for `recall`."""
+        kinds = {kind: found.model_dump() for kind, found in self._queries.items()}
+        device = None if self._device is None else self._device.model_copy(update={"queries": {}}).model_dump()
+        return json.dumps({"kinds": kinds, "device": device})
+
+    def recall(self, text: str, device: str) -> None:
+        """Take up what was learnt before on a device of that name. ValueError for what `dump` did not write."""
+        known = json.loads(text)
+        if known["device"] is None or known["device"]["device"] != device:
+            return
+        self._queries |= {kind: QueryProfile.model_validate(found) for kind, found in known["kinds"].items()}
+        self._device = DeviceProfile.model_validate(known["device"])
 
     def unknown(self, manifest: Manifest) -> tuple[str, ...]:
         """One query for each kind of model that was never measured here."""

@@ -38,9 +38,14 @@ def application(options: ServeOptions) -> Application:
         max_ongoing_requests=_ONGOING_REQUESTS,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=5,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options=_front(options),
     )
     return deployment(serve.ingress(ingress_builder(options))()).bind(*engines)
+
+
+def _front(options: ServeOptions) -> dict[str, Any]:
+    """What ingress and controller ask of Ray: little, and where they outlive the edge nodes."""
+    return {"num_cpus": 0.1} | ({"label_selector": options.front_labels} if options.front_labels else {})
 
 
 def _helper(name: str, replica: type, options: ServeOptions) -> Application:
@@ -51,7 +56,7 @@ def _helper(name: str, replica: type, options: ServeOptions) -> Application:
         health_check_period_s=2,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=1,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options=_front(options),
     )
     return deployment(replica).bind(options.model_dump(mode="json"))
 

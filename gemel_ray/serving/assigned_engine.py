@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gemel_ray.engine.devices import device_name
 from gemel_ray.engine.engine import Engine
 from gemel_ray.policy.rollout import NodeReport
 from gemel_ray.policy.transition import restricted
@@ -23,6 +24,7 @@ from gemel_ray.spec.errors import GemelError, ServingError, StoreError, nearest
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.weights.cache import Fetched, LocalCache
+from gemel_ray.weights.files import Files
 from gemel_ray.weights.store import open_store
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class AssignedEngine:
         self._engine = engine
         self._uri = store
         self._folder = cache_folder(store, cache)
-        self._last = f"assigned-{node}.json"
+        self._last, self._costs = f"assigned-{node}.json", f"costs-{node}.json"
         self._now_s = now_s
         self._cache = LocalCache(None, self._folder, last=self._last)
         self._lock = threading.Lock()
@@ -70,7 +72,7 @@ class AssignedEngine:
         """
         last = self._last_assignment()
         whole = self._manifest(release, or_else=last)
-        self._engine.measure(whole, self.fetch)
+        self._measure(whole)
         if not (resume and last is not None and self._resumed(last, whole)) and with_all:
             try:
                 self._take(whole.release, tuple(whole.queries))
@@ -79,6 +81,17 @@ class AssignedEngine:
                     raise
                 log.warning("serving release %d from local disk: %s", last.release, error)
         log.info("node engine is up, serving %s", self._report.queries or "nothing yet")
+
+    def _measure(self, whole: Manifest) -> None:
+        """Once on this device: a restart must not take the seconds that it takes."""
+        costs, files = self._engine.costs, Files.at(self._folder)
+        try:
+            costs.recall((files.read(self._costs) or b"").decode(), device_name(self._engine.device))
+        except (ValueError, KeyError, TypeError, StoreError) as error:
+            log.info("no costs are known from before: %s", error)
+        if costs.unknown(whole):
+            self._engine.measure(whole, self.fetch)
+            files.write(self._costs, costs.dump().encode())
 
     def assign(self, release: int, queries: Sequence[str], refuse: str | None = None) -> None:
         """Serve these queries of a release, soon; at once when it does so already. `refuse` says why the release served

@@ -59,6 +59,7 @@ def serve_release(
     drift: DriftOptions | None = None,
     canary_s: float = 5.0,
     grace_s: float = 10.0,
+    front_labels: Mapping[str, str] | None = None,
 ) -> Iterator[Service]:
     """Serve a release until the block ends; Ray and Serve are started where they do not run, and only then ended.
 
@@ -77,6 +78,7 @@ def serve_release(
         "drift": drift,
         "canary_s": canary_s,
         "grace_s": grace_s,
+        "front_labels": dict(front_labels or {}),
     }
     options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
     check_host(host, has_tokens=bool(options.tokens), allow_anonymous=allow_anonymous)
@@ -159,7 +161,8 @@ def serve_session(host: str = "127.0.0.1", port: int = 8000, *, shut_down: bool 
         yield _running_address()
         return
     check_port(host, port)
-    serve.start(http_options={"host": host, "port": port})
+    # One proxy, where callers find it; edge nodes listen to nobody.
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     try:
         yield f"http://{host}:{port}"
     finally:

@@ -28,6 +28,7 @@ CLOSED = [
     ("GET", "/v2/models/north_cars", {INFER, READ, ADMIN}),
     ("GET", "/v2/models/north_cars/ready", {INFER, READ, ADMIN}),
     ("GET", "/v1/status", {READ, ADMIN}),
+    ("GET", "/v1/events", {READ, ADMIN}),
     ("GET", "/v1/queries/north_cars/results", {READ, ADMIN}),
     ("GET", "/metrics", {READ, ADMIN}),
 ]
