@@ -79,6 +79,8 @@ class ServeOptions(HttpOptions):
     watch: bool = False
     # One node serves a new release so long, without a frame that fails, before the others follow.
     canary_s: Annotated[float, Field(ge=0, le=86_400)] = 5
+    # Labels of the machine that ingress and controller belong on, such as {role: head}; empty lets Ray choose.
+    front_labels: dict[str, str] = Field(default_factory=dict)
     # An engine may be silent so long before its queries move to others; without its machine, they move at once.
     grace_s: Annotated[float, Field(ge=0, le=86_400)] = 10
 
