@@ -96,7 +96,7 @@ def label_ends(axes: Axes, ends: dict[str, tuple[float, str]], right: float) -> 
 
 
 def plot_ratios(axes: Axes, record: Record, ground: str) -> None:
-    """Each workload's goodput by that of time/space sharing at the tightest memory, sorted: nothing lies below 1."""
+    """Each workload's goodput by that of time/space sharing at the tightest memory, sorted."""
     level = edge_results.levels_of(record)[0]
     for policy in ("ours_merged", "ours"):
         line = LINES[policy]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import edge_results
 import records
 
 README = Path(__file__).parent.parent / "README.md"
@@ -40,7 +41,7 @@ def serving(record: Record) -> Iterator[str]:
         f"**{record['workload']}**, the real engine on {device}, in {budget_mib:.0f} MiB, "
         f"{record['options']['runs']} runs:\n"
     )
-    heads = ("what runs", "goodput", "worst query", "simulated", "end-to-end accuracy", "loaded")
+    heads = ("what runs", "goodput", "worst query", "simulated", "error", "end-to-end accuracy", "loaded")
     yield from rows_of(heads, [_served(record, case) for case in dict.fromkeys(row["case"] for row in record["rows"])])
 
 
@@ -55,9 +56,15 @@ def _served(record: Record, case: str) -> tuple[str, ...]:
         percent(median(lambda row: statistics.fmean(row["goodput"].values()))),
         percent(median(lambda row: min(row["goodput"].values()))),
         percent(median(lambda row: row["simulated_goodput"])),
+        f"{median(_error_points):.1f} points",
         percent(median(lambda row: statistics.fmean(row["accuracy"].values()))),
         f"{median(lambda row: row['loaded_bytes']) / 2**20:,.0f} MiB",
     )
+
+
+def _error_points(row: Record) -> float:
+    """How far the simulator is from what was measured, in percentage points of goodput."""
+    return 100 * abs(row["simulated_goodput"] - statistics.fmean(row["goodput"].values()))
 
 
 def searching(record: Record) -> Iterator[str]:
@@ -81,29 +88,118 @@ def _saved(rows: Sequence[Record], cpu_seconds: float) -> float:
 
 
 def edge(record: Record) -> Iterator[str]:
-    """Geometric means of mean goodput against time/space sharing, over the workloads where that loses frames."""
+    """Geometric means of mean goodput against time/space sharing, where that loses frames; then what was lost to it."""
     yield (
-        f"**{len(record['workloads'])} generated workloads** of full-size torchvision models, simulated on an "
-        f"estimated {record['options']['device']}, {100 * float(record['options']['merged_fraction']):.0f} % of the "
-        "shareable bytes merged; goodput against time/space sharing where that answers less than 99 % of frames "
-        "(geometric mean, number of workloads):\n"
+        f"**{len(record['workloads'])} generated workloads** of full-size torchvision models, "
+        f"{_queries(record)} queries, simulated on an estimated {record['options']['device']}, "
+        f"{100 * float(record['options']['merged_fraction']):.0f} % of the shareable bytes merged; goodput against "
+        "time/space sharing (originals) where that answers less than 99 % of frames (geometric mean, number of "
+        "workloads):\n"
     )
-    policies = [name for name in record["options"]["policies"] if name != "time_space"]
-    levels = sorted({row["level"] for row in record["workloads"][0]["rows"]})
+    policies = [name for name in record["policies"] if name != "time_space"]
+    levels = edge_results.levels_of(record)
     table = [(f"{level:.0%}", *(_ratio(record, level, policy) for policy in policies)) for level in levels]
     yield from rows_of(("memory above one model", *policies), table)
+    yield "\n" + "; ".join([*_behind(record, levels), *_families(record)]) + "."
+
+
+def _queries(record: Record) -> str:
+    counts = [len(workload["queries"]) for workload in record["workloads"]]
+    return f"{min(counts)} to {max(counts)}"
 
 
 def _ratio(record: Record, level: float, policy: str) -> str:
-    found = []
-    for workload in record["workloads"]:
-        mean = {row["policy"]: row["mean_goodput"] for row in workload["rows"] if row["level"] == level}
-        if 0 < mean["time_space"] < 0.99 and mean[policy] > 0:
-            found.append(mean[policy] / mean["time_space"])
-    return f"{statistics.geometric_mean(found):.2f} x ({len(found)})" if found else "-"
+    found = edge_results.ratios(record, level, policy, "time_space", contested=True)
+    return f"{edge_results.geometric_mean(found):.2f} x ({len(found)})" if found else "-"
 
 
-RENDERERS = {"bench_serving": serving, "bench_search": searching, "bench_edge": edge}
+def _behind(record: Record, levels: Sequence[float]) -> Iterator[str]:
+    for policy in ("ours", "ours_merged"):
+        every = [ratio for level in levels for ratio in edge_results.ratios(record, level, policy, "time_space")]
+        lost = sum(edge_results.behind(record, level, policy, "time_space") for level in levels)
+        yield (
+            f"`{policy}` answers fewer frames than time/space sharing in {lost} of {len(every)} runs "
+            f"(least {min(every):.3f} x)"
+        )
+
+
+def _families(record: Record) -> Iterator[str]:
+    """How near to all-resident merged models of one architecture come with half the memory."""
+    found = edge_results.ratios(record, 0.5, "ours_merged", "everything_resident", families=True)
+    if found:
+        yield (
+            f"on the {len(found)} workloads of a single architecture, `ours_merged` at 50 % reaches "
+            f"{edge_results.geometric_mean(found):.2f} x of everything resident (least {min(found):.2f} x)"
+        )
+
+
+def placement(record: Record) -> Iterator[str]:
+    """Large fleets by load and memory; then gaps to the exact solver, and what simulated nodes make of a placement."""
+    yield f"**Placement** of {record['options']['queries']} queries on {record['options']['nodes']} nodes:\n"
+    heads = ("load", "memory", "worst goodput", "dealt in turn", "spared", "dealt in turn", "CPU", "moves, a node lost")
+    table = [
+        (
+            f"{row['load']:.2f}", f"{row['memory']:.1f}",
+            percent(row["ours"]["worst_goodput"]), percent(row["dealt"]["worst_goodput"]),
+            f"{row['ours']['spared_bytes'] / 2**30:.1f} GiB", f"{row['dealt']['spared_bytes'] / 2**30:.1f} GiB",
+            f"{row['ours']['cpu_s']:.1f} s", f"{row['node_lost']['moved']} for {row['homeless']} queries",
+        )
+        for row in record["large"]
+    ]  # fmt: skip
+    yield from rows_of(heads, table)
+    yield "\n" + " ".join([*_exact_gaps(record), *_simulated_nodes(record)])
+
+
+def _exact_gaps(record: Record) -> Iterator[str]:
+    solved = [row for row in record["exact"] if "best" in row]
+    if not solved:
+        return
+    for name, told in (("ours", "Placed by `gemel place`"), ("dealt", "dealt in turn")):
+        gaps = [max(1 - row["best"]["pressure"] / row[name]["pressure"], 0.0) for row in solved]
+        yield (
+            f"{told}, the worst query's goodput is {percent(statistics.fmean(gaps))} from the best on average, "
+            f"{percent(max(gaps))} at most;"
+        )
+    yield f"the best by HiGHS, on {len(solved)} of {len(record['exact'])} random small fleets that it solved."
+
+
+def _simulated_nodes(record: Record) -> Iterator[str]:
+    if rows := record["simulated"]:
+        worst = {name: statistics.fmean(row[name]["worst"] for row in rows) for name in ("ours", "dealt")}
+        yield (
+            f"On {len(rows)} simulated fleets the worst query's goodput is {percent(worst['ours'])}, dealt in turn "
+            f"{percent(worst['dealt'])}."
+        )
+
+
+def ordering(record: Record) -> Iterator[str]:
+    """How far the order's local search and the batch sizes are from the best, and what fifty queries take."""
+    gaps = [row["gap"] for row in record["orders"]]
+    lost = [row["gap"] for row in record["batches"]]
+    order_s, batches_s = ([row[name] for row in record["timed"]] for name in ("order_s", "batches_s"))
+    yield (
+        f"**Order and batch sizes**: the local search's order moves {percent(statistics.fmean(gaps))} more bytes than "
+        f"the best of all orders, {percent(max(gaps))} at most ({len(gaps)} random nodes of "
+        f"{record['options']['order_queries']} queries; the given order {percent(_mean_of(record, 'given_gap'))}); "
+        f"batch sizes lose {100 * statistics.fmean(lost):.2f} points of the worst query's expected goodput, "
+        f"{100 * max(lost):.2f} at most ({len(lost)} nodes of {record['options']['batch_queries']}). Fifty queries "
+        "take "
+        f"{max(order_s):.2f} s of CPU for the order and {max(batches_s):.2f} s for the batch sizes at most "
+        f"({len(order_s)} nodes)."
+    )
+
+
+def _mean_of(record: Record, column: str) -> float:
+    return statistics.fmean(row[column] for row in record["orders"])
+
+
+RENDERERS = {
+    "bench_order": ordering,
+    "bench_serving": serving,
+    "bench_search": searching,
+    "bench_edge": edge,
+    "bench_placement": placement,
+}
 
 
 def measured() -> str:
