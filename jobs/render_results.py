@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_results
+import merge_results
 import records
 
 README = Path(__file__).parent.parent / "README.md"
@@ -193,7 +194,14 @@ def _mean_of(record: Record, column: str) -> float:
     return statistics.fmean(row[column] for row in record["orders"])
 
 
+def merging(record: Record) -> Iterator[str]:
+    """Every cell of one workload."""
+    yield merge_results.heading(record)
+    yield from rows_of(merge_results.HEADS, list(merge_results.table(record)))
+
+
 RENDERERS = {
+    "bench_merge": merging,
     "bench_order": ordering,
     "bench_serving": serving,
     "bench_search": searching,

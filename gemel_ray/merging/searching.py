@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ray import tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from torch import nn
 
 from gemel_ray.merging.progress import Progress
@@ -161,6 +162,8 @@ def _run_trials(
                 name="trials",
                 storage_path=folder,
                 verbose=0,
+                # The session switches Tune's own off: without a folder to keep them in they are work for nothing.
+                callbacks=[JsonLoggerCallback(), CSVLoggerCallback(), TBXLoggerCallback()] if options.logs else [],
                 stop=StopSuperseded(searcher),
                 # A killed worker is replaced and its trial begins again.
                 failure_config=tune.FailureConfig(max_failures=1),

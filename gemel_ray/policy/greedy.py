@@ -15,7 +15,6 @@ from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.strict import Strict
 from gemel_ray.spec.trials import Candidate, Recipe, Start
 
-
 # The authors' own 1e-5 gets nowhere within hours on a processor (merging.md); this is the best of its kind there.
 PAPER_RATE = 0.01
 

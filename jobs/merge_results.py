@@ -1,0 +1,80 @@
+"""Reading the records of bench_merge: what each method saved, at what accuracy, after how much work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+NAMES = {
+    "ours": "ours",
+    "ours-paper-rule": "ours, across models only (`--paper`)",
+    "greedy": "GEMEL's search (SGD .01)",
+    "greedy-authors-rate": "GEMEL's search, its authors' rate (SGD 1e-5)",
+    "greedy-our-recipe": "GEMEL's order, our retraining",
+    "averaged": "everything across models, no retraining",
+    "stem": "longest stem, no retraining",
+    "dedup": "bit-identical tensors",
+    "bf16": "originals in bf16",
+    "ours, bf16": "ours, then in bf16",
+    "distilled": "each distilled into a quarter-width ResNet18",
+}
+
+
+def table(record: Record) -> Iterator[tuple[str, ...]]:
+    """One row for each method and target: saved, worst gate agreement and bound, trials, steps, CPU minutes."""
+    for target in sorted({cell["target"] for cell in record["cells"]}):
+        for cell in record["cells"]:
+            if cell["target"] == target:
+                yield from _rows(record, cell)
+
+
+HEADS = (
+    "target",
+    "method",
+    "bytes saved",
+    "of the bound",
+    "worst agreement",
+    "its bound",
+    "trials",
+    "steps",
+    "CPU min",
+)
+
+
+def _rows(record: Record, cell: Record) -> Iterator[tuple[str, ...]]:
+    rows = cell["rows"]
+    searched = [row for row in rows if row["label"] != "merged, in bf16"]
+    if searched:
+        yield _row(record, cell, cell["method"], searched)
+    if len(searched) < len(rows):
+        yield _row(record, cell, "ours, bf16", rows[-1:])
+
+
+def _row(record: Record, cell: Record, method: str, rows: list[Record]) -> tuple[str, ...]:
+    last = rows[-1]
+    trials = [row for row in rows if row["steps"]]
+    worst = min(last["gates"].values(), default=(1.0, 1.0))
+    unfinished = "" if cell["finished"] else ", time up"
+    return (
+        f"{cell['target']:g}",
+        NAMES[method] + unfinished,
+        f"{100 * last['saved_fraction']:.1f} %",
+        f"{100 * last['saved_fraction'] / record['cross_model_bound_fraction']:.0f} %",
+        f"{worst[0]:.3f}",
+        f"{worst[1]:.3f}",
+        str(len(trials)),
+        str(sum(row["steps"] for row in trials)),
+        f"{rows[-1]['cpu_seconds'] / 60:.1f}",
+    )
+
+
+def heading(record: Record) -> str:
+    """What the table is of."""
+    return (
+        f"**{record['workload']}**, one thread, at most {float(record['options']['minutes']):g} CPU minutes a cell, "
+        f"`--gate-margin {record['options']['gate_margin']}`; sharing across models could save at most "
+        f"{100 * record['cross_model_bound_fraction']:.1f} %, with repeats within models "
+        f"{100 * record['repeats_bound_fraction']:.1f} %:\n"
+    )
