@@ -151,13 +151,14 @@ def test_inferring_with_weights_neither_there_nor_on_their_way_is_refused(bench)
 def test_an_inference_waits_for_weights_on_their_way_and_holds_them(bench):
     device = Audit(bench.device(AMPLE_BYTES, frames(ONE)), bench)
     loads, infer = loads_of(bench.plan, ONE), infer_of(bench.plan, ONE, 0)
-    with bench.copying_held_up(device._device):
-        for load in loads:
-            device.start(load)
-        device.start(infer)
-    ends = ends_of(device, len(loads))
-    assert [done.action for done in ends] == loads
-    refused(device, Evict(loads[0].weight), ValueError, match="in use")
+    with bench.computing_held_up(device._device):
+        with bench.copying_held_up(device._device):
+            for load in loads:
+                device.start(load)
+            device.start(infer)
+        ends = ends_of(device, len(loads))
+        assert [done.action for done in ends] == loads
+        refused(device, Evict(loads[0].weight), ValueError, match="in use")
     (done,) = ends_of(device, 1)
     assert (done.action, done.failure) == (infer, None)
     assert done.now_ms >= max(end.now_ms for end in ends)
