@@ -31,16 +31,8 @@ def table(record: Record) -> Iterator[tuple[str, ...]]:
 
 
 HEADS = (
-    "target",
-    "method",
-    "bytes saved",
-    "of the bound",
-    "worst agreement",
-    "its bound",
-    "trials",
-    "steps",
-    "CPU min",
-)
+    "target", "method", "bytes saved", "of the bound", "worst agreement", "its bound", "trials", "steps", "CPU min",
+)  # fmt: skip
 
 
 def _rows(record: Record, cell: Record) -> Iterator[tuple[str, ...]]:

@@ -14,6 +14,10 @@ from tiny_workload import TINY_WORKLOAD
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
+SEARCH = (
+    "search", "workload.yaml", "--steps", "20", "--trials", "6", "--gate-margin", "1", "--json", "--store"
+)  # fmt: skip
+
 
 def gemel(folder, *arguments):
     command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", *arguments]
@@ -44,9 +48,7 @@ def test_originals_are_trained_once(folder):
 
 
 def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder):
-    search = (
-        "search", "workload.yaml", "--store", "store", "--steps", "20", "--trials", "6", "--gate-margin", "1", "--json"
-    )  # fmt: skip
+    search = (*SEARCH, "store")
     killed = gemel(folder, *search)
     searches = folder / "store" / "searches"
     until_s = time.monotonic() + 120
@@ -62,6 +64,21 @@ def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder)
     assert manifest["bytes_after"] < manifest["bytes_before"]
     assert all(query["accuracy"]["agreement"] >= 0.7 for query in manifest["queries"].values())
     assert json.loads(finished(gemel(folder, "verify", "store", "--json"))) == []
+
+
+def test_one_worker_without_a_break_comes_to_the_same_release_and_keeps_its_logs(folder):
+    alone = json.loads(finished(gemel(folder, *SEARCH, "alone", "--parallel", "1", "--logs", "logs")))
+    together = json.loads(finished(gemel(folder, "show", "store", "--json")))
+    assert alone["merge_configuration"] == together["merge_configuration"]
+    assert [query["weights"] for query in alone["queries"].values()] == [
+        query["weights"] for query in together["queries"].values()
+    ]
+    lines = [line for path in (folder / "logs").rglob("result.json") for line in path.read_text().splitlines()]
+    assert {"steps", "worst_agreement"} <= json.loads(lines[0]).keys()
+    assert list((folder / "logs").rglob("events.out.tfevents*"))
+    (state,) = (folder / "alone" / "searches").glob("*.json")
+    prediction = json.loads(state.read_text())["prediction"]
+    assert 0 < prediction["accepted_bytes"] <= prediction["possible_bytes"]
 
 
 def trial_processes():
