@@ -25,12 +25,14 @@ class MergeSearcher(Searcher):
         self._progress, self._parallel, self._report = progress, parallel, report
         self._live: dict[str, Candidate] = {}
         self._took_s: list[float] = []
+        # Why no further trial can be run, where that is so.
+        self.problem = ""
         self._began_s = time.monotonic()
         self._until_s = self._began_s + 60 * minutes
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next candidate; None while the round's last trials run."""
-        if self._progress.is_finished or self.is_out_of_time():
+        if self._progress.is_finished or self.is_out_of_time() or self.problem:
             return self._wait_or_end()
         if len(self._live) >= self._parallel:
             return None
@@ -52,6 +54,9 @@ class MergeSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the outcome; a trial that died twice counts as failed."""
         candidate = self._live.pop(trial_id)
+        if result and "problem" in result:
+            self.problem = f"trial {self._name(candidate)}: {result['problem']}"
+            return
         if result and "outcome" in result and not error:
             outcome = Outcome.model_validate_json(result["outcome"])
         elif self._progress.is_superseded(candidate):

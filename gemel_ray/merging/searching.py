@@ -186,6 +186,10 @@ def _log_folder(wanted: Path | None) -> Iterator[str]:
 
 def _tell_unfinished(progress: Progress, searcher: MergeSearcher, report: Report) -> None:
     release = progress.latest().release
+    if searcher.problem:
+        raise SearchError(
+            f"{searcher.problem}. Release {release} stands; mend that, and the same with --resume goes on"
+        )
     if not searcher.is_out_of_time():
         # Tune takes Ctrl-C for itself and returns as if all were well.
         raise SearchError(

@@ -144,6 +144,21 @@ def test_every_operating_point_is_a_release_and_the_strictest_is_served(folder):
     assert process.returncode == 2
 
 
+def test_a_store_that_is_damaged_ends_the_search_and_a_mended_one_lets_it_go_on(folder):
+    finished(gemel(folder, *SEARCH, "spoiled", "--minutes", "0"))
+    blob = max((folder / "spoiled" / "blobs").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
+    whole = blob.read_bytes()
+    blob.write_bytes(whole[: len(whole) // 2])
+    failed = gemel(folder, *SEARCH, "spoiled", "--resume")
+    _, errors = failed.communicate(timeout=240)
+    assert failed.returncode == 1
+    assert blob.stem in errors
+    assert "Release 1 stands; mend that, and the same with --resume goes on" in " ".join(errors.split())
+    blob.write_bytes(whole)
+    manifest = json.loads(finished(gemel(folder, *SEARCH, "spoiled", "--resume")))
+    assert manifest["bytes_after"] < manifest["bytes_before"]
+
+
 def test_nothing_to_resume_is_said(folder):
     process = gemel(folder, "search", "workload.yaml", "--store", "other", "--resume")
     _, errors = process.communicate(timeout=240)
