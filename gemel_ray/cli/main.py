@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from gemel_ray.cli import demo, doctor, edge, fleet, merging, placing, stores
+from gemel_ray.cli import demo, doctor, edge, fleet, merging, placing, reporting, stores
 from gemel_ray.spec.errors import GemelError, InputError
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-for theme in (demo, merging, edge, fleet, placing, stores, doctor):
+for theme in (demo, merging, edge, fleet, placing, stores, reporting, doctor):
     theme.register(app)
 
 

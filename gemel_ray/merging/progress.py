@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from gemel_ray.policy.evidence import Prediction, judged
@@ -173,6 +174,8 @@ def _told(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         "reason": outcome.reason,
         "steps": outcome.steps,
         "seconds": round(outcome.seconds, 2),
+        # For the report's timeline; nothing is decided by it.
+        "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "objectors": list(outcome.objectors),
         "validation": outcome.validation,
         "gate": {query: accuracy.agreement for query, accuracy in outcome.accuracies.items()},

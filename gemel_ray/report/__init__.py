@@ -1,0 +1,1 @@
+"""Reports on a release: one self-contained HTML page, and its plots as pictures."""
