@@ -20,6 +20,7 @@ from gemel_ray.serving.status import ControlReply
 from gemel_ray.spec.errors import GemelError, StoreError
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.units import format_bytes
 from gemel_ray.weights.store import open_store
 
 log = logging.getLogger(__name__)
@@ -203,11 +204,11 @@ class Control:
 
     def _note(self, name: str, before: NodeReport | Absent | None, now: NodeReport) -> None:
         if isinstance(before, Absent):
-            self._events.add("node", f"{name} is back, serving {len(now.queries)} queries", node=name)
+            self._events.add("node", f"{name} answers, serving {len(now.queries)} queries", node=name)
         if not isinstance(before, NodeReport):
             return
         if (before.release, before.queries) != (now.release, now.queries):
-            came = f"{now.fetched_bytes} bytes fetched, {now.took_ms / 1e3:.1f} s"
+            came = f"{format_bytes(now.fetched_bytes)} fetched, {now.took_ms / 1e3:.1f} s"
             told = f"{name} serves {len(now.queries)} queries of release {now.release}: {came}"
             self._events.add("release", told, node=name)
         for number in now.refused.keys() - before.refused.keys():
