@@ -16,7 +16,7 @@ from gemel_ray.report.layers import Bounds, bounds_of, inventories_of, searched_
 from gemel_ray.report.picture import lay_out
 from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.release import Manifest
-from gemel_ray.weights.store import Store
+from gemel_ray.weights.store import Store, open_store
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -33,7 +33,7 @@ class _Search:
 
 
 def gather(
-    store: Store,
+    uri: str,
     release: int | None = None,
     *,
     simulations: Sequence[Mapping[str, Any]] = (),
@@ -41,15 +41,17 @@ def gather(
 ) -> Facts:
     """Everything a report tells of one release, HEAD's by default.
 
-    Raises MissingReleaseError where there is none, and StoreError where its manifest or HEAD cannot be read.
+    Raises MissingReleaseError where there is none, and StoreError where its manifest or HEAD cannot be read, or where
+    there is no store.
     """
+    store = open_store(uri)
     manifest, head = store.manifest(release), store.head()
     search = _search(store, manifest)
     manifests, notes = _readable(store)
     inventories, unknown = inventories_of(manifest, allow_factories=allow_factories)
     lineage = _lineage(store, manifest, notes)
     return Facts(
-        store=store.locate(),
+        store=without_secrets(uri),
         head=head,
         manifest=manifest,
         picture=lay_out(inventories, manifest.merge_configuration),
@@ -64,6 +66,13 @@ def gather(
         simulations=tuple(simulations),
         notes=(*notes, *search.notes, *_unknown(unknown)),
     )
+
+
+def without_secrets(uri: str) -> str:
+    """A store's URI as it may be shown to others: s3://key:secret@bucket/store carries what they must not see."""
+    scheme, separator, rest = uri.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path.partition('?')[0]}" if separator else uri
 
 
 def moment(text: str) -> datetime | None:

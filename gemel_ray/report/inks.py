@@ -107,7 +107,7 @@ def css_variables(ground: Ground) -> str:
     return " ".join(f"--{each.name.replace('_', '-')}: {getattr(ground, each.name)};" for each in fields(ground))
 
 
-def _style(sheet: Sheet) -> dict[str, Any]:
+def _style(sheet: Sheet) -> dict[Any, Any]:
     ink, soft, grid = sheet.ground.ink, sheet.ground.soft, sheet.ground.grid
     return {
         "text.color": ink, "axes.labelcolor": ink, "axes.edgecolor": soft, "xtick.color": ink, "ytick.color": ink,

@@ -10,8 +10,9 @@ from matplotlib.patches import Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
 from gemel_ray.report.facts import Facts
-from gemel_ray.report.inks import Ground, Sheet
-from gemel_ray.report.picture import Block, Picture, Tie
+from gemel_ray.report.inks import Ground, Sheet, plain
+from gemel_ray.report.picture import Block, Column, Picture, Tie
+from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.units import MIB
 
 # In widths of a column's place, which is 1.
@@ -38,6 +39,8 @@ def draw_picture(figure: Figure, facts: Facts, sheet: Sheet) -> None:
         axes.add_patch(_band(tie, sheet.ground))
     for block in picture.blocks:
         axes.add_patch(_box(block, sheet.ground))
+    for column in picture.columns:
+        axes.add_patch(_outline(column, sheet.ground))
     _number(axes, picture, sheet.ground)
     _label(axes, picture, sheet)
     figure.legend(
@@ -59,8 +62,13 @@ def _box(block: Block, ground: Ground) -> Rectangle:
         corner, 2 * _HALF, block.height_bytes / MIB, facecolor=colour, edgecolor=ground.paper, linewidth=0.4, zorder=3,
     )  # fmt: skip
     if block.share is not None and not block.is_counted:
-        box.set(alpha=0.45)
+        box.set(alpha=0.55)
     return box
+
+
+def _outline(column: Column, ground: Ground) -> Rectangle:
+    corner, height = (column.place - _HALF, 0), column.height_bytes / MIB
+    return Rectangle(corner, 2 * _HALF, height, facecolor="none", edgecolor=ground.soft, linewidth=0.9, zorder=4)
 
 
 def _band(tie: Tie, ground: Ground) -> PathPatch:
@@ -76,7 +84,7 @@ def _band(tie: Tie, ground: Ground) -> PathPatch:
         [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4, Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4,
          Path.CLOSEPOLY],
     )  # fmt: skip
-    return PathPatch(path, facecolor=_hue(tie.start.share, ground), edgecolor="none", alpha=0.3, zorder=1)
+    return PathPatch(path, facecolor=_hue(tie.start.share, ground), edgecolor="none", alpha=0.24, zorder=1)
 
 
 def _arc(tie: Tie, ground: Ground) -> PathPatch:
@@ -105,7 +113,7 @@ def _label(axes: Axes, picture: Picture, sheet: Sheet) -> None:
     names = [sheet.shortened(column.query, 22) for column in picture.columns]
     is_tight = sheet.is_narrow or len(names) > 5
     axes.set_xticks(
-        range(len(names)), names, rotation=40 if is_tight else 0, ha="left" if is_tight else "center",
+        range(len(names)), names, rotation=90 if is_tight else 0,
         rotation_mode="anchor" if is_tight else "default",
     )  # fmt: skip
     axes.xaxis.tick_top()
@@ -117,7 +125,7 @@ def _label(axes: Axes, picture: Picture, sheet: Sheet) -> None:
 def _legend(picture: Picture, sheet: Sheet) -> list[Patch]:
     ground, most = sheet.ground, len(sheet.ground.hues)
     found = [
-        Patch(facecolor=ground.hues[place], label=f"{place + 1}  {sheet.shortened(_name(layer.members), 28)}")
+        Patch(facecolor=ground.hues[place], label=f"{place + 1}  {_name(layer.members, 15 if sheet.is_narrow else 26)}")
         for place, layer in enumerate(picture.shares[:most])
     ]
     if len(picture.shares) > most:
@@ -129,6 +137,7 @@ def _legend(picture: Picture, sheet: Sheet) -> list[Patch]:
     ]
 
 
-def _name(members: Sequence[tuple[str, str]]) -> str:
-    layer = members[0][1]
-    return f"{layer} ×{len(members)}"
+def _name(members: Sequence[LayerRef], most: int) -> str:
+    """The first member's path, of which the end tells most, and how many members there are."""
+    layer = plain(members[0].layer)
+    return f"{layer if len(layer) <= most else '…' + layer[1 - most :]} ×{len(members)}"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from gemel_ray.report.facts import Facts, OperatingPoint, pareto
-from gemel_ray.report.inks import Ground, Sheet
+from gemel_ray.report.inks import Ground, Sheet, plain
 from gemel_ray.spec.units import MIB
 
 # Each policy's words, colour by place among the hues (None: grey), marker and dashes; others are drawn plainly.
@@ -120,7 +120,8 @@ def draw_policies(figure: Figure, facts: Facts, sheet: Sheet) -> None:
     for axes, (measure, words) in zip(panels, measures, strict=True):
         _draw_measure(axes, facts.simulations, measure, sheet.ground)
         axes.set(ylabel=words, xlabel="memory, MiB")
-        axes.set_ylim(top=103)
+        axes.set_ylim(max(min(axes.get_ylim()[0] - 3, 80), -3), 103)
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
         axes.grid(axis="y")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
@@ -132,11 +133,12 @@ def _draw_measure(axes: Axes, rows: Sequence[Mapping[str, Any]], measure: str, g
     values: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         values[row["policy"]] += [(row["budget_bytes"] / MIB, 100 * row[measure])] if measure in row else []
-    for policy in sorted(values, key=lambda name: [*_POLICIES, name].index(name)):
-        label, hue, marker, dashes = _POLICIES.get(policy, (policy, None, ".", "-"))
-        colour = ground.plain if hue is None else ground.hues[hue]
+    for place, policy in enumerate(sorted(values, key=lambda name: [*_POLICIES, name].index(name))):
+        label, hue, marker, dashes = _POLICIES.get(policy, (plain(policy), None, ".", "-"))
         points = sorted(values[policy])
+        # Lines that lie on each other are all to be seen: the later, the thinner.
         axes.plot(
-            [x for x, _ in points], [y for _, y in points], color=colour, marker=marker, linestyle=dashes, markersize=6,
-            linewidth=1.9, label=label if points else f"{label} (does not fit)",
+            [x for x, _ in points], [y for _, y in points], color=ground.plain if hue is None else ground.hues[hue],
+            marker=marker, linestyle=dashes, markersize=9 - 0.6 * place, linewidth=4.2 - 0.35 * place,
+            label=label if points else f"{label} (does not fit)",
         )  # fmt: skip

@@ -64,8 +64,8 @@ def _savings_told(facts: Facts) -> str:
 def _accuracies_told(facts: Facts) -> str:
     reached = sum(found.agreement >= found.target for found in facts.accuracies.values())
     return (
-        f"{reached} of {len(facts.accuracies)} merged queries reach their target. A bar reaches down from the agreement "
-        "with the original to its lower confidence bound; the upright stroke is the target."
+        f"{reached} of {len(facts.accuracies)} merged queries reach their target. A bar reaches down from the "
+        "agreement with the original to its lower confidence bound; the upright stroke is the target."
     )
 
 
@@ -88,8 +88,8 @@ def _policies_told(facts: Facts) -> str:
         "; accuracy end to end counts a dropped frame's last answer again" if plot_quality.has_accuracy(facts) else ""
     )
     return (
-        f"This release's cameras on a simulated {row['device']} ({how} profile), under each policy and memory. Goodput: "
-        f"frames answered within their SLO ÷ frames arrived, mean over queries{accuracy}."
+        f"This release's cameras on a simulated {row['device']} ({how} profile), under each policy and memory. "
+        f"Goodput: frames answered within their SLO ÷ frames arrived, mean over queries{accuracy}."
     )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemel_ray.spec.errors import GemelError, InputError
-from gemel_ray.weights.store import open_store
 
 if TYPE_CHECKING:
     # Both need the plotting library, which an edge box does without.
@@ -35,7 +34,7 @@ def write_report(
     from gemel_ray.report.gathering import gather
     from gemel_ray.report.page import page
 
-    facts = gather(open_store(store_uri), release, simulations=simulations, allow_factories=allow_factories)
+    facts = gather(str(store_uri), release, simulations=simulations, allow_factories=allow_factories)
     _write(out, page(facts).encode())
     pictures = [] if png is None else [str(path) for path in _pictures(facts, png)]
     return {"report": str(out), "pictures": pictures, **facts.document()}
