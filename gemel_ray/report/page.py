@@ -78,6 +78,8 @@ def _figure(name: str, plot: Plot, facts: Facts, told: str) -> str:
 
 
 def _folded(table: Table, *, is_open: bool = False) -> str:
+    if not table.rows:
+        return ""
     unfolded = " open" if is_open or len(table.rows) <= _SHORT_ROWS else ""
     return f"<details{unfolded}><summary>The numbers</summary>{_table(table)}</details>"
 

@@ -112,12 +112,11 @@ def _label(axes: Axes, picture: Picture, sheet: Sheet) -> None:
     axes.set_ylim(picture.height_bytes / MIB * 1.01, 0)
     names = [sheet.shortened(column.query, 22) for column in picture.columns]
     is_tight = sheet.is_narrow or len(names) > 5
-    axes.set_xticks(
-        range(len(names)), names, rotation=90 if is_tight else 0,
-        rotation_mode="anchor" if is_tight else "default",
-    )  # fmt: skip
+    axes.set_xticks(range(len(names)), names)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
+    for label in axes.get_xticklabels() if is_tight else ():
+        label.set(rotation=90, va="bottom")
     axes.spines[["bottom"]].set_visible(False)
     axes.set_ylabel("MiB, from input to output")
 

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from gemel_ray.report.facts import Facts, OperatingPoint, pareto
 from gemel_ray.report.inks import Ground, Sheet, plain
@@ -80,12 +81,13 @@ def draw_points(figure: Figure, facts: Facts, sheet: Sheet) -> None:
             x, y, "o", markersize=8, markerfacecolor=ground.blue if is_front else "none",
             markeredgecolor=ground.blue if is_front else ground.soft, markeredgewidth=1.6, zorder=3,
         )  # fmt: skip
-        axes.annotate(_point_words(point), (x, y), (0, 9), textcoords="offset points", ha="center", fontsize="small")
+        words = axes.annotate(_point_words(point), (x, y), (0, 9), textcoords="offset points", ha="center")
+        words.set(fontsize="small", path_effects=[withStroke(linewidth=3, foreground=ground.paper)])
     lows = [100 * point.worst_lower_bound for point in facts.points]
     saved = [100 * point.saved_fraction for point in facts.points]
     axes.set_xlim(min(lows) - 2, 101.5)
     axes.set_ylim(max(min(saved) - 12, 0), max(saved) + 14)
-    axes.set_xlabel("worst query's agreement, and its lower bound, %")
+    axes.set_xlabel("worst query's agreement" + ("" if sheet.is_narrow else ", and its lower bound") + ", %")
     axes.set_ylabel("bytes saved, %")
     axes.grid()
 

@@ -34,9 +34,10 @@ def draw_savings(figure: Figure, facts: Facts, sheet: Sheet) -> None:
     axes.step([*times, end_s * 1.04 / unit_s], [*values, values[-1]], where="post", color=ground.blue, linewidth=2.2)
     axes.plot(times, values, "o", color=ground.blue, markersize=6)
     for at, value, (_, saving) in list(zip(times, values, known, strict=True))[1:]:
+        is_late = at > end_s / unit_s / 2
         axes.annotate(
-            f"release {saving.release}: {value:.1f} %", (at, value), (-8, -14), textcoords="offset points",
-            ha="right" if at > end_s / unit_s / 2 else "left", color=ground.ink,
+            f"release {saving.release}: {value:.1f} %", (at, value), (-8 if is_late else 8, -14),
+            textcoords="offset points", ha="right" if is_late else "left", color=ground.ink,
         )  # fmt: skip
     _draw_bounds(axes, facts, ground)
     axes.set(ylim=(0, 109), xlabel=f"{unit} since the originals were published", ylabel="bytes saved, %")
@@ -63,7 +64,9 @@ def _draw_bounds(axes: Axes, facts: Facts, ground: Ground) -> None:
 
 def _last_trial_s(facts: Facts) -> float:
     ended = [trial.ended_at for trial in facts.trials if trial.ended_at is not None]
-    return (max(ended) - facts.started_at).total_seconds() if ended and facts.started_at else 0.0
+    if ended and facts.started_at is not None:
+        return (max(ended) - facts.started_at).total_seconds()
+    return 0.0 if len(facts.savings) > 1 else sum(trial.seconds for trial in facts.trials)
 
 
 def spans(facts: Facts) -> list[tuple[float, float]]:
