@@ -9,22 +9,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gemel_ray.api.calls import analyze as analyze
+    from gemel_ray.api.calls import load_workload as load_workload
+    from gemel_ray.api.calls import open_store as open_store
+    from gemel_ray.api.calls import search as search
+    from gemel_ray.api.calls import serve as serve
+    from gemel_ray.api.calls import simulate as simulate
     from gemel_ray.spec.errors import GemelError as GemelError
     from gemel_ray.spec.workload import Workload as Workload
-    from gemel_ray.spec.workload import load_workload as load_workload
-    from gemel_ray.vision.inspection import analyze as analyze
-    from gemel_ray.weights.store import open_store as open_store
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "GemelError": "gemel_ray.spec.errors",
     "Workload": "gemel_ray.spec.workload",
-    "load_workload": "gemel_ray.spec.workload",
-    "analyze": "gemel_ray.vision.inspection",
-    "open_store": "gemel_ray.weights.store",
+    "load_workload": "gemel_ray.api.calls",
+    "analyze": "gemel_ray.api.calls",
+    "search": "gemel_ray.api.calls",
+    "open_store": "gemel_ray.api.calls",
+    "simulate": "gemel_ray.api.calls",
+    "serve": "gemel_ray.api.calls",
 }
-__all__ = ["GemelError", "Workload", "__version__", "analyze", "load_workload", "open_store"]
+__all__ = [
+    "GemelError",
+    "Workload",
+    "__version__",
+    "analyze",
+    "load_workload",
+    "open_store",
+    "search",
+    "serve",
+    "simulate",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object

@@ -16,6 +16,7 @@ from gemel_ray.report.layers import Bounds, bounds_of, inventories_of, searched_
 from gemel_ray.report.picture import lay_out
 from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.uris import without_secrets
 from gemel_ray.weights.store import Store, open_store
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -66,13 +67,6 @@ def gather(
         simulations=tuple(simulations),
         notes=(*notes, *search.notes, *_unknown(unknown)),
     )
-
-
-def without_secrets(uri: str) -> str:
-    """A store's URI as it may be shown to others: s3://key:secret@bucket/store carries what they must not see."""
-    scheme, separator, rest = uri.partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{place.rpartition('@')[2]}{slash}{path.partition('?')[0]}" if separator else uri
 
 
 def moment(text: str) -> datetime | None:

@@ -1,0 +1,1 @@
+"""What notebooks and scripts use: the commands as functions, with results that read well and convert."""

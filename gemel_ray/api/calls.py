@@ -1,0 +1,138 @@
+"""The commands as functions. They raise what the commands print: subclasses of GemelError, InputErrors for input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemel_ray.api.results import (
+    AnalyzedWorkload,
+    LoadedWorkload,
+    OpenedStore,
+    Release,
+    RunningService,
+    Simulations,
+    as_release,
+)
+from gemel_ray.spec import workload as workload_files
+from gemel_ray.spec.workload import Workload
+
+if TYPE_CHECKING:
+    from gemel_ray.policy.grouping import Rule
+
+WorkloadOrFile = Workload | str | Path
+
+
+def load_workload(path: str | Path) -> LoadedWorkload:
+    """Read a workload file. WorkloadError names the file, the field, the value and the fix."""
+    return LoadedWorkload.model_construct(**dict(workload_files.load_workload(path)))
+
+
+def analyze(workload: WorkloadOrFile, *, rule: Rule = "exact", allow_factories: bool = False) -> AnalyzedWorkload:
+    """What the workload's models could share at most; no weights are allocated."""
+    from gemel_ray.vision import inspection
+
+    found = inspection.analyze(_loaded(workload), rule=rule, allow_factories=allow_factories)
+    return AnalyzedWorkload(**{each.name: getattr(found, each.name) for each in fields(found)})
+
+
+def open_store(uri: str | Path, *, create: bool = False) -> OpenedStore:
+    """Open a store at a folder or a URI; StoreError where there is none, unless it is to be created."""
+    from gemel_ray.weights import store
+    from gemel_ray.weights.files import Files
+
+    store.open_store(uri, create=create)
+    return OpenedStore(Files.at(uri), str(uri))
+
+
+def search(
+    workload: WorkloadOrFile,
+    store: str | Path,
+    *,
+    parallel: int = 2,
+    cpus: float = 1,
+    gpus: float = 0,
+    trials: int = 40,
+    steps: int = 150,
+    minutes: float = math.inf,
+    gate_margin: float = 0.0,
+    seed: int = 0,
+    resume: bool = False,
+    allow_factories: bool = False,
+    progress: Callable[[str], None] = print,
+) -> Release:
+    """Search what the workload's models can share, as `gemel search` does; the best release, in the store already.
+
+    `parallel` trials run at once, each with `cpus` and `gpus`, on the Ray that runs or on one started meanwhile.
+    """
+    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.merging.searching import search as run_search
+    from gemel_ray.policy.search import SearchSettings
+
+    options = SearchOptions(
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, minutes=minutes, resume=resume,
+        settings=SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin),
+        allow_factories=allow_factories,
+    )  # fmt: skip
+    return as_release(run_search(_loaded(workload), str(store), options, progress))
+
+
+def simulate(
+    store: str | Path,
+    *,
+    profile: str | Path | None = None,
+    rates: str | None = None,
+    memory: str | None = None,
+    policy: str | None = None,
+    seconds: float = 30,
+    release: int | None = None,
+    workload: WorkloadOrFile | None = None,
+    answers: str | Path | None = None,
+    allow_factories: bool = False,
+) -> Simulations:
+    """A release's cameras on a simulated box under every policy and budget, as `gemel simulate` runs them.
+
+    Give either a `profile` (the file that `gemel profile --out` wrote) or a device's `rates`, such as "t4".
+    """
+    from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+
+    options = SimulationOptions(
+        release=release, profile=None if profile is None else Path(profile), rates=rates, memory=memory, policy=policy,
+        seconds=seconds, answers=None if answers is None else Path(answers), allow_factories=allow_factories,
+    )  # fmt: skip
+    return Simulations(simulate_store(str(store), options, None if workload is None else _loaded(workload)))
+
+
+@contextmanager
+def serve(
+    workload: WorkloadOrFile,
+    store: str | Path,
+    *,
+    release: int | None = None,
+    node: str | None = None,
+    memory: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_factories: bool = False,
+) -> Iterator[RunningService]:
+    """Serve a release with Ray Serve until the block ends, to callers of this machine; `gemel serve` takes tokens too.
+
+    with gemel_ray.serve("workload.yaml", "store", memory="512MiB") as service: print(service.url)
+    """
+    from gemel_ray.serving.local import serve_release
+    from gemel_ray.serving.machine import node_options
+
+    options = node_options(_loaded(workload), node, memory)
+    with serve_release(
+        str(store), nodes=[options], release=release, watch=release is None, host=host, port=port,
+        allow_factories=allow_factories,
+    ) as service:  # fmt: skip
+        yield RunningService(service.url)
+
+
+def _loaded(workload: WorkloadOrFile) -> Workload:
+    return workload if isinstance(workload, Workload) else workload_files.load_workload(workload)
