@@ -17,7 +17,7 @@ SHIPPED = sorted((ROOT / "serve_configs" / "workloads").rglob("*.yaml"))
 
 # What the tests of a folder may need. A new folder is classed here, or this fails.
 PURE = {"pure"}
-TORCH = {"conformance", "engine", "training", "vision", "weights"}
+TORCH = {"api", "conformance", "engine", "report", "training", "vision", "weights"}
 RAY_INSTALLED = {"merging", "serving"}
 RAY_RUNNING = {"e2e", "ray"}
 FOLDERS = PURE | TORCH | RAY_INSTALLED | RAY_RUNNING
