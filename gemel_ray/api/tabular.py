@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 # A notebook shows so many rows; conversions give them all.
-_SHOWN_ROWS = 50
+_SHOWN_ROWS = 20
 
 
 class Tabular:
@@ -50,16 +50,23 @@ class Tabular:
 
 
 def html_table(title: str, rows: Sequence[Row]) -> str:
-    """A table as a notebook shows it, everything escaped."""
-    columns = _columns(rows)
-    head = "".join(f"<th>{escape(_heading(column))}</th>" for column in columns)
+    """A table as a notebook shows it, everything escaped. Columns of mappings are left to the conversions."""
+    columns = [column for column in _columns(rows) if not any(isinstance(row.get(column), Mapping) for row in rows)]
+    styles = {column: _style(row.get(column) for row in rows) for column in columns}
+    head = "".join(f"<th{styles[column]}>{escape(_heading(column))}</th>" for column in columns)
     body = "".join(
-        f"<tr>{''.join(f'<td>{escape(told(column, row.get(column)))}</td>' for column in columns)}</tr>"
+        f"<tr>{''.join(f'<td{styles[column]}>{escape(told(column, row.get(column)))}</td>' for column in columns)}</tr>"
         for row in rows[:_SHOWN_ROWS]
     )
     more = f"<p>and {len(rows) - _SHOWN_ROWS} more rows</p>" if len(rows) > _SHOWN_ROWS else ""
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else ""
     return f"<div><p><b>{escape(title)}</b></p>{table}{more}</div>"
+
+
+def _style(values: Iterable[object]) -> str:
+    """Notebooks put all text to the right; words read better from the left, and numbers unbroken."""
+    are_numbers = all(isinstance(value, int | float | None) for value in values)
+    return f' style="text-align: {"right; white-space: nowrap" if are_numbers else "left"}; padding: 2px 8px"'
 
 
 def told(column: str, value: object) -> str:
@@ -70,8 +77,6 @@ def told(column: str, value: object) -> str:
         if column.endswith("_bytes"):
             return format_bytes(value)
         return f"{100 * value:.1f} %" if column.endswith("_fraction") else f"{value:g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {told(column, each)}" for key, each in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

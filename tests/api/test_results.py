@@ -43,7 +43,7 @@ def check_table(result, rows):
     assert (type(found), found.num_rows) == (pa.Table, rows)
     assert found.to_pylist()[0] == {column: result.rows()[0].get(column) for column in found.column_names}
     assert list(result.to_pandas().columns) == found.column_names
-    assert result._repr_html_().count("<tr>") == min(rows, 50) + 1
+    assert result._repr_html_().count("<tr>") == min(rows, 20) + 1
 
 
 def test_a_workload_loads_without_torch_or_ray(workload_file):
@@ -96,14 +96,14 @@ def test_cells_are_escaped_and_long_tables_cut():
     html = html_table("<b>", [{"<i>": "<script>"}] * 60)
     assert "<script>" not in html
     assert "<i>" not in html
-    assert "and 10 more rows" in html
+    assert "and 40 more rows" in html
 
 
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
         ("x_bytes", 2048, "2.0 KiB"), ("x_fraction", 0.5, "50.0 %"), ("x", None, "–"), ("x", True, "True"),
-        ("x", ["a", "b"], "a, b"), ("x_fraction", {"q": 1.0}, "q: 100.0 %"), ("x_ms", 1.25, "1.25"),
+        ("x", ["a", "b"], "a, b"), ("x_ms", 1.25, "1.25"),
     ],
 )  # fmt: skip
 def test_cells_carry_their_units(column, value, words):
