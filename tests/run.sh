@@ -12,7 +12,8 @@ check)
     lint-imports
     mypy
     ;;
-test) python -m pytest "$@" ;;
+# Two files at a time: much of a Ray test is waiting for processes to start.
+test) python -m pytest -n 2 --dist loadfile "$@" ;;
 test-pure) python -m pytest tests/pure "$@" ;;
 test-ray) python -m pytest -m ray "$@" ;;
 test-gpu) python -m pytest -m gpu "$@" ;;

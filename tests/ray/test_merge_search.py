@@ -81,17 +81,23 @@ def test_one_worker_without_a_break_comes_to_the_same_release_and_keeps_its_logs
     assert 0 < prediction["accepted_bytes"] <= prediction["possible_bytes"]
 
 
-def trial_processes():
-    """Pids of trials at work on this machine, as Ray names them."""
-    found = []
+def trial_processes(driver):
+    """Pids of a search's trials at work, as Ray names them: not those of other tests on this machine."""
+    found, parents = [], {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            name = path.read_bytes()
+            name, status = path.read_bytes(), (path.parent / "stat").read_text()
         except OSError:
             continue
+        parents[int(path.parent.name)] = int(status.rpartition(")")[2].split()[1])
         if name.startswith(b"ray::") and b"Trainable" in name:
             found.append(int(path.parent.name))
-    return found
+    return [pid for pid in found if driver in _ancestors(pid, parents)]
+
+
+def _ancestors(pid, parents):
+    while pid := parents.get(pid, 0):
+        yield pid
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
@@ -102,7 +108,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again(folder):
     while killed is None:
         assert searching.poll() is None, searching.communicate()[1]
         assert time.monotonic() < until_s
-        for pid in trial_processes()[:1]:
+        for pid in trial_processes(searching.pid)[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 killed = pid
