@@ -43,6 +43,8 @@ def cluster():
     head = subprocess.Popen(
         [
             ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+            # The agent that takes jobs has one port for all clusters of a machine, unless told otherwise.
+            f"--dashboard-agent-listen-port={free_port()}",
             f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats",
         ],
         env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

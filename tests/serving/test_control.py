@@ -251,7 +251,7 @@ def test_queries_of_a_lost_node_move_and_a_node_that_is_back_rejoins(store, flee
     assert any(f"{busy} does not answer: its machine has left" in text for text in told(control, "node"))
     fleet.revive(busy)
     settle(control)
-    assert any(f"{busy} is back" in text for text in told(control, "node"))
+    assert any(f"{busy} answers, serving" in text for text in told(control, "node"))
     assert sum(map(len, queries_of(fleet).values())) == len(CLASSIFIERS)
 
 
