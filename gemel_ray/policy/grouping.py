@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gemel_ray.policy.ties import Ties
 from gemel_ray.spec.layers import Layer, LayerGroup, LayerRef, ModelInventory
 
 Rule = Literal["exact", "shape"]
@@ -43,12 +44,11 @@ def group_repeats(inventories: Sequence[ModelInventory]) -> tuple[LayerGroup, ..
 
 def independent_sets(groups: Sequence[LayerGroup]) -> tuple[frozenset[str], ...]:
     """Queries that share with each other, directly or through others: sets that can be searched side by side."""
-    sets: list[frozenset[str]] = []
+    ties: Ties[str] = Ties()
     for group in groups:
-        touching = [found for found in sets if not found.isdisjoint(group.queries)]
-        sets = [found for found in sets if found not in touching]
-        sets.append(frozenset(group.queries).union(*touching))
-    return tuple(sorted(sets, key=sorted))
+        for query in group.queries:
+            ties.tie(group.queries[0], query)
+    return tuple(sorted(map(frozenset, ties.sets()), key=sorted))
 
 
 def _group(signature: str, found: Sequence[tuple[LayerRef, Layer]]) -> LayerGroup:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gemel_ray.policy.grouping import memory_forward
+from gemel_ray.policy.ties import Ties
 from gemel_ray.spec.layers import LayerGroup, LayerRef
 from gemel_ray.vision.binding import module_at
 from gemel_ray.vision.inspection import shareable_names
@@ -30,12 +31,10 @@ def relatives(models: Mapping[str, nn.Module], groups: Sequence[LayerGroup]) -> 
 def _parts(models: Mapping[str, nn.Module], group: LayerGroup) -> list[LayerGroup]:
     directions = [_direction(models, member) for member in group.members]
     cosines = torch.stack(directions) @ torch.stack(directions).T
-    clusters: list[list[int]] = []
-    for place in range(len(group.members)):
-        near = [cluster for cluster in clusters if any(cosines[place, other] >= _LEAST_COSINE for other in cluster)]
-        clusters = [cluster for cluster in clusters if cluster not in near]
-        clusters.append([*(other for cluster in near for other in cluster), place])
-    members = [tuple(group.members[place] for place in sorted(cluster)) for cluster in clusters]
+    ties: Ties[int] = Ties()
+    for one, other in (cosines >= _LEAST_COSINE).nonzero().tolist():
+        ties.tie(one, other)
+    members = [tuple(group.members[place] for place in sorted(cluster)) for cluster in ties.sets()]
     return [replace(group, members=found) for found in members if len(found) > 1]
 
 
