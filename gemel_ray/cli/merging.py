@@ -8,13 +8,18 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemel_ray.cli import render_merging, render_stores
 from gemel_ray.cli.common import AllowFactories, AsJson, WorkloadFile, show_result, tell
 from gemel_ray.spec.errors import InputError
+
+if TYPE_CHECKING:
+    # Ray and torch are loaded by the commands that need them.
+    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.spec.workload import Workload
 
 
 def register(app: typer.Typer) -> None:
@@ -113,9 +118,7 @@ def search(
 
     Example: gemel search workload.yaml --store ./store
     """
-    from gemel_ray.merging.operating import parse_targets, search_operating_points
     from gemel_ray.merging.searching import SearchOptions
-    from gemel_ray.merging.searching import search as run_search
     from gemel_ray.policy.search import SearchSettings
     from gemel_ray.spec.workload import load_workload
 
@@ -131,15 +134,22 @@ def search(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, settings=settings,
         allow_factories=allow_factories, resume=resume, logs=logs,
     )  # fmt: skip
-    loaded = load_workload(workload)
+    _search_and_show(load_workload(workload), store, options, operating_points, as_json)
+
+
+def _search_and_show(
+    workload: Workload, store: str, options: SearchOptions, operating_points: str | None, as_json: bool
+) -> None:
+    """Search once, or once for each target, and show what came of it."""
+    from gemel_ray.merging.operating import parse_targets, search_operating_points
+    from gemel_ray.merging.searching import search as run_search
+
     # Tune prints a header of its own; stdout is for the result alone.
-    with redirect_stdout(sys.stderr):
-        if operating_points is not None:
-            targets = parse_targets(operating_points)
-            points = search_operating_points(loaded, store, options, targets, tell)
-        else:
-            manifest = run_search(loaded, store, options, tell)
     if operating_points is not None:
+        with redirect_stdout(sys.stderr):
+            points = search_operating_points(workload, store, options, parse_targets(operating_points), tell)
         show_result([asdict(point) for point in points], as_json, render_merging.operating_points_table)
-    else:
-        show_result(manifest.model_dump(mode="json"), as_json, render_stores.manifest_tables)
+        return
+    with redirect_stdout(sys.stderr):
+        manifest = run_search(workload, store, options, tell)
+    show_result(manifest.model_dump(mode="json"), as_json, render_stores.manifest_tables)
