@@ -44,6 +44,11 @@ class PendingFrames:
         """The earliest deadline of all pending frames; infinite when there are none."""
         return min((frame.deadline_ms for frame in (*self._kept, *self._droppable)), default=math.inf)
 
+    @property
+    def next_workspace_bytes(self) -> int:
+        """Of a batch of all that is pending, or of one frame."""
+        return self._query.workspace_bytes[max(min(len(self), self._query.batch_size), 1)]
+
     def will_have(self, start_ms: float) -> bool:
         """Whether a frame that may start then would be in time: one that is pending, or one that a steady camera sends
         by then. True as long as nothing is known of the camera."""

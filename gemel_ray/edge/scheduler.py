@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from gemel_ray.edge.pending import AllPending
 from gemel_ray.edge.residents import Residents
+from gemel_ray.edge.rounds import RoundRobin
 from gemel_ray.edge.turns import Turn, check_plan
-from gemel_ray.edge.turnset import TurnSet
-from gemel_ray.spec.actions import (
-    Action,
-    Answered,
-    Arrived,
-    Done,
-    Dropped,
-    Event,
-    Frame,
-    Infer,
-    Load,
-    Replanned,
-    Stopped,
-    Verdict,
-)
+from gemel_ray.edge.verdicts import GONE, LATE, NEWER, Verdicts
+from gemel_ray.spec.actions import Action, Arrived, Done, Event, Frame, Infer, Load, Replanned, Stopped, Verdict
 from gemel_ray.spec.errors import ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
-
-_LATE, _NEWER = "too late", "newer frame"
-_GONE = "failed: the query is no longer served here"
-# So many frames lost in a row let a query that is ready go first.
-_STARVING_FRAMES = 5
 
 
 class Scheduler:
@@ -53,13 +36,11 @@ class Scheduler:
         self._next: EdgePlan | None = None
         self._is_work_conserving = work_conserving and plan.overlap
         self._residents = Residents(plan, eviction)
-        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
+        self._round = RoundRobin(plan.queries)
         self._pending = AllPending(plan)
-        self._verdicts: list[Verdict] = []
-        self._lost_in_a_row = dict.fromkeys((query.name for query in plan.queries), 0)
+        self._verdicts = Verdicts(plan.names)
         self._computing: Turn | None = None
         self._preparing: PlannedQuery | None = None
-        self._last_turn = -1
         # Weights whose load has failed once for the query being prepared.
         self._retried: set[str] = set()
         # Queries that failed when started before all their weights were there.
@@ -93,29 +74,26 @@ class Scheduler:
 
     def take_verdicts(self) -> list[Verdict]:
         """Verdicts since the last call; every frame gets exactly one."""
-        taken, self._verdicts = self._verdicts, []
-        return taken
+        return self._verdicts.take()
 
     def _arrive(self, event: Arrived) -> None:
         name = event.frame.query
         if name not in self._pending:
             raise ServingError(f"no query {name!r} is planned here; {nearest(name, self._pending)}")
-        self._drop(self._pending.add(event.frame), event.now_ms, _NEWER)
+        self._verdicts.drop(self._pending.add(event.frame), event.now_ms, NEWER)
 
     def _take_in(self, plan: EdgePlan) -> None:
         check_plan(plan)
         self._next = plan
         # Frames of new queries may come before the inference under way has ended.
         self._pending.admit(plan.queries)
-        self._lost_in_a_row = dict.fromkeys(self._pending, 0) | self._lost_in_a_row
+        self._verdicts.know(self._pending)
 
     def _follow(self, plan: EdgePlan, now_ms: float) -> None:
         """Go over to another plan between two inferences, with all frames that wait."""
-        self._drop(self._pending.follow(plan), now_ms, _GONE)
-        self._lost_in_a_row = {name: self._lost_in_a_row[name] for name in self._pending}
-        former = self._plan.queries[self._last_turn].name if self._last_turn >= 0 else None
-        self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
-        self._last_turn = self._turn_of.get(former or "", -1)
+        self._verdicts.drop(self._pending.follow(plan), now_ms, GONE)
+        self._verdicts.know(self._pending)
+        self._round.follow(plan.queries)
         self._residents.follow(plan)
         self._preparing = None
         self._retried.clear()
@@ -132,7 +110,7 @@ class Scheduler:
         else:
             self._retried.discard(load.weight)
             reason = f"failed: weights {load.weight} did not load: {done.failure}"
-            self._drop(self._pending.clear(query.name), done.now_ms, reason)
+            self._verdicts.drop(self._pending.clear(query.name), done.now_ms, reason)
             self._preparing = None
 
     def _end_turn(self, done: Done) -> None:
@@ -145,10 +123,9 @@ class Scheduler:
             again = [frame for frame in turn.frames if turn.is_early and not frame.droppable]
             self._pending.put_back(turn.query.name, again)
             lost = [frame for frame in turn.frames if frame not in again]
-            self._drop(lost, done.now_ms, f"failed: {done.failure}")
+            self._verdicts.drop(lost, done.now_ms, f"failed: {done.failure}")
         else:
-            self._verdicts += [Answered(frame, done.now_ms, turn.query.release) for frame in turn.frames]
-            self._lost_in_a_row[turn.query.name] = 0
+            self._verdicts.answer(turn, done.now_ms)
         self._note_early(turn, failed=done.failure is not None)
 
     def _note_early(self, turn: Turn, *, failed: bool) -> None:
@@ -201,44 +178,31 @@ class Scheduler:
         have no frame in time once their weights are there.
         """
         if not self._is_work_conserving:
-            return next(self._in_turn(self._pending.turns), None)
+            return next(self._round.walk(self._pending.turns), None)
         lacking = self._pending.turns - self._residents.ready
         free_ms = self._computing.until_ms if self._computing else now_ms
-        for query in self._in_turn(lacking):
+        for query in self._round.walk(lacking):
             start_ms = max(free_ms, now_ms + self._residents.wait_ms(query, now_ms))
             if self._pending[query.name].will_have(start_ms):
                 return query
-        return next(self._in_turn(lacking), None)
-
-    def _in_turn(self, turns: TurnSet) -> Iterator[PlannedQuery]:
-        """The queries of these turns, from the one after the last turn on."""
-        return (self._plan.queries[turn] for turn in turns.walk(self._last_turn + 1))
+        return next(self._round.walk(lacking), None)
 
     def _ready_before(self, last: PlannedQuery | None) -> Iterator[PlannedQuery]:
         """Queries up to `last`, in the order of their turns, that have both frames and weights."""
-        first, cycle = self._last_turn + 1, len(self._plan.queries)
-        most = cycle if last is None else (self._turn_of[last.name] - first) % cycle
-        for turn in (self._pending.turns & self._residents.ready).walk(first):
-            if (turn - first) % cycle > most:
-                return
-            yield self._plan.queries[turn]
+        return self._round.walk_up_to(last, self._pending.turns & self._residents.ready)
 
     def _start_turn(self, now_ms: float) -> list[Action]:
         """Start the query being prepared, or one nearer in the order whose weights are there, if one can start now."""
         ready = list(self._ready_before(self._preparing))
-        starving = [query for query in ready if self._is_work_conserving and self._is_starving(query)]
+        starving = [query for query in ready if self._is_work_conserving and self._verdicts.is_starving(query.name)]
         for query in (*starving, *ready):
-            self._drop(self._pending.drop_late(query.name, now_ms), now_ms, _LATE)
+            self._verdicts.drop(self._pending.drop_late(query.name, now_ms), now_ms, LATE)
             batch = self._pending[query.name].choose(now_ms)
             if batch and self._has_room(query, batch):
                 # Out of turn, the order stays as it is.
                 start = self._infer if query in starving else self._take_turn
                 return start(query, batch, now_ms)
         return []
-
-    def _is_starving(self, query: PlannedQuery) -> bool:
-        """Whether it has lost many frames in a row: they may come just after its turns, again and again."""
-        return self._lost_in_a_row[query.name] >= _STARVING_FRAMES
 
     def _fill(self, waiting: PlannedQuery, now_ms: float) -> list[Action]:
         """Let a query compute that is ready, and done before the waiting one's weights are there.
@@ -278,13 +242,13 @@ class Scheduler:
 
     def _take_turn(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
         actions = self._infer(query, batch, now_ms)
-        self._last_turn = self._turn_of[query.name]
+        self._round.take(query)
         if query is self._preparing:
             self._preparing = None
         return actions
 
     def _infer(self, query: PlannedQuery, batch: tuple[Frame, ...], now_ms: float) -> list[Action]:
-        self._drop(self._pending.take(query.name, batch), now_ms, _NEWER)
+        self._verdicts.drop(self._pending.take(query.name, batch), now_ms, NEWER)
         size, frames = len(batch), tuple(frame.frame for frame in batch)
         infer = Infer(query.name, frames, query.workspace_bytes[size], query.run_ms[size], query.release)
         evictions = self._residents.begin_turn(query, infer.workspace_bytes, beside=self._beside(query))
@@ -301,12 +265,12 @@ class Scheduler:
             return []
         actions: list[Action] = []
         if not self._residents.is_in_vain(query):
-            workspace_bytes = self._next_workspace_bytes(query)
+            workspace_bytes = self._pending[query.name].next_workspace_bytes
             actions = self._residents.bring(
                 query, now_ms, from_turn=self._ahead_from(query), workspace_bytes=workspace_bytes
             )
         start_ms = now_ms + self._residents.wait_ms(query, now_ms)
-        self._drop(self._pending.drop_late(query.name, start_ms), now_ms, _LATE)
+        self._verdicts.drop(self._pending.drop_late(query.name, start_ms), now_ms, LATE)
         return actions
 
     def _prepare_beside(self, turn: Turn, query: PlannedQuery, now_ms: float) -> list[Action]:
@@ -318,7 +282,7 @@ class Scheduler:
             turn.infer,
             until_ms=turn.until_ms,
             from_turn=self._ahead_from(query),
-            sooner={other.name: self._next_workspace_bytes(other) for other in self._sooner_than(query)},
+            sooner={other.name: self._pending[other.name].next_workspace_bytes for other in self._sooner_than(query)},
         )
 
     def _sooner_than(self, query: PlannedQuery) -> Iterator[PlannedQuery]:
@@ -329,15 +293,5 @@ class Scheduler:
     def _ahead_from(self, query: PlannedQuery) -> int:
         """The turn from which the distance of next uses counts while this query's weights are brought in."""
         if self._is_work_conserving:
-            return (self._last_turn + 1) % len(self._plan.queries)
-        return self._turn_of[query.name]
-
-    def _next_workspace_bytes(self, query: PlannedQuery) -> int:
-        """Of a batch of all that is pending, or of one frame."""
-        return query.workspace_bytes[max(min(len(self._pending[query.name]), query.batch_size), 1)]
-
-    def _drop(self, frames: Iterable[Frame], now_ms: float, reason: str) -> None:
-        for frame in frames:
-            # What fails does not go first: it would fail again.
-            self._lost_in_a_row[frame.query] += reason in (_LATE, _NEWER)
-            self._verdicts.append(Dropped(frame, now_ms, reason))
+            return self._round.next_turn
+        return self._round.turn_of(query)
