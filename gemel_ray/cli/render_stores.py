@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 _MOST_LAYERS = 8
 
 
-def release_row(manifest: Manifest, *, head: int | None) -> dict[str, Any]:
+def release_row(manifest: Manifest, *, head: int | None, pinned: int | None = None) -> dict[str, Any]:
     """One release in a few numbers."""
     worst = min((q.accuracy.agreement for q in manifest.queries.values() if q.accuracy), default=None)
     return {
         "release": manifest.release,
         "is_head": manifest.release == head,
+        "is_pinned": manifest.release == pinned,
         "parent": manifest.parent,
         "created_at": manifest.provenance.created_at,
         "queries": len(manifest.queries),
@@ -42,7 +43,8 @@ def releases_table(rows: Sequence[Document]) -> None:
     shown = table("Releases", "release", "made", "size", "saved", "worst agreement", "note")
     for row in rows:
         saved = percent(1 - row["bytes_after"] / row["bytes_before"])
-        name = f"{row['release']}{' (HEAD)' if row['is_head'] else ''}"
+        marks = ", ".join(mark for key, mark in (("is_head", "HEAD"), ("is_pinned", "pinned")) if row[key])
+        name = f"{row['release']}{marks and f' ({marks})'}"
         agreement = percent(row["worst_agreement"])
         shown.add_row(name, row["created_at"], format_bytes(row["bytes_after"]), saved, agreement, row["note"])
     Console().print(shown)
@@ -114,6 +116,12 @@ def reverted_tables(document: Document) -> None:
     """The release that is HEAD now."""
     manifest_tables(document)
     Console().print(f"HEAD is release {document['release']} now; `gemel serve` and edge boxes take it from here on.")
+
+
+def pinned_tables(document: Document) -> None:
+    """The release that stays."""
+    manifest_tables(document)
+    Console().print(f"Release {document['release']} is served, whatever is published, until `gemel unpin`.")
 
 
 def garbage_document(garbage: Garbage, *, grace_hours: float, dry_run: bool) -> dict[str, Any]:

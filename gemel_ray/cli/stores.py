@@ -14,7 +14,7 @@ from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    for command in (releases, show, diff, verify, revert, gc, export):
+    for command in (releases, show, diff, verify, revert, pin, unpin, gc, export):
         app.command()(command)
 
 
@@ -26,7 +26,10 @@ def releases(store: StoreUri, as_json: AsJson = False) -> None:
     from gemel_ray.weights.store import open_store
 
     opened = open_store(store)
-    rows = [render_stores.release_row(opened.manifest(number), head=opened.head()) for number in opened.releases()]
+    head, pinned = opened.head(), opened.pinned()
+    rows = [
+        render_stores.release_row(opened.manifest(number), head=head, pinned=pinned) for number in opened.releases()
+    ]
     show_result(rows, as_json, render_stores.releases_table)
 
 
@@ -98,11 +101,43 @@ def revert(
     show_result(manifest.model_dump(mode="json"), as_json, render_stores.reverted_tables)
 
 
+def pin(
+    store: StoreUri,
+    release: Annotated[
+        int | None, typer.Option(min=1, help="The release that stays; the one served now without it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a release stay: what is published later is not served until `gemel unpin`.
+
+    Searches go on and publish; services and edge boxes that follow the store take the pinned release.
+
+    Example: gemel pin gemel-demo/store --release 3
+    """
+    from gemel_ray.weights.maintenance import pin
+    from gemel_ray.weights.store import open_store
+
+    show_result(pin(open_store(store), release).model_dump(mode="json"), as_json, render_stores.pinned_tables)
+
+
+def unpin(store: StoreUri, as_json: AsJson = False) -> None:
+    """Serve the store's HEAD again, now and later.
+
+    Example: gemel unpin gemel-demo/store
+    """
+    from gemel_ray.weights.maintenance import unpin
+    from gemel_ray.weights.store import open_store
+
+    show_result(unpin(open_store(store)).model_dump(mode="json"), as_json, render_stores.reverted_tables)
+
+
 def gc(
     store: StoreUri,
     keep: Annotated[
         int | None,
-        typer.Option(min=1, help="Also remove releases but the newest N, HEAD, their originals and running searches'."),
+        typer.Option(
+            min=1, help="Also remove releases but the newest N, HEAD, a pinned one, and what these and searches need."
+        ),
     ] = None,
     grace_hours: Annotated[
         float,

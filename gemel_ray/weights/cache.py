@@ -55,8 +55,9 @@ class LocalCache:
         return True
 
     def read_manifest(self, release: int | None = None) -> Manifest:
-        """A release's manifest from the store, HEAD's by default. Raises StoreError; nothing is kept."""
-        return self._reachable("a release").manifest(release)
+        """A release's manifest from the store, by default the one to serve. Raises StoreError; nothing is kept."""
+        store = self._reachable("a release")
+        return store.manifest(store.wanted() if release is None else release)
 
     def bring(self, manifest: Manifest) -> Fetched:
         """Have all blobs of a release here and whole, copying only what is missing. StoreError where one cannot be had;
@@ -65,13 +66,13 @@ class LocalCache:
         return Fetched(len(came), sum(manifest.blobs[sha].file_bytes for sha in came))
 
     def pull(self, release: int | None = None) -> Manifest:
-        """Fetch a release (HEAD's by default) whole and make it the last good one.
+        """Fetch a release (by default the one to serve) whole and make it the last good one.
 
         Where the store cannot be read or the release is incomplete, the last good one comes back instead and a
         warning is logged; the StoreError is raised only where there is none.
         """
         try:
-            manifest = self._reachable("a release").manifest(release)
+            manifest = self.read_manifest(release)
             self.bring(manifest)
             self.save_manifest(manifest)
         except StoreError as error:

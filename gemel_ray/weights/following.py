@@ -27,6 +27,8 @@ class Follower:
         self._folder = Path(folder)
         self._release = release
         self._store: Store | None = None
+        # The release that the store had pinned when it was last asked.
+        self.pinned: int | None = None
         self._cache = LocalCache(None, self._folder)
 
     @property
@@ -49,7 +51,9 @@ class Follower:
     def news(self, serving: int | None) -> Manifest | None:
         """The release to serve; None where it is the one being served. Of a store that has not moved, a few bytes are
         read. Raises StoreError where it cannot be reached or has no such release."""
-        wanted = self.store.head() if self._release is None else self._release
+        if self._release is None:
+            self.pinned = self.store.pinned()
+        wanted = self._release or self.pinned or self.store.head()
         return None if wanted is not None and wanted == serving else self.store.manifest(wanted)
 
     def bring(self, manifest: Manifest) -> Fetched:

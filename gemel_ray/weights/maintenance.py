@@ -32,16 +32,46 @@ _log = logging.getLogger(__name__)
 def revert_head(store: Store, to: int | None = None) -> Manifest:
     """Make a release HEAD, the parent of HEAD by default.
 
-    MissingReleaseError names the releases there are; MissingBlobError leaves HEAD where it is.
+    MissingReleaseError names the releases there are; MissingBlobError leaves HEAD where it is. InputError while a
+    release is pinned.
     """
+    check_unpinned(store)
     manifest = store.manifest(_parent_of_head(store) if to is None else to)
-    if lost := [sha for sha in sorted(manifest.blobs) if not store.has_blob(sha)]:
-        raise MissingBlobError(
-            f"{store.locate_blob(lost[0])} is missing, and release {manifest.release} needs it; HEAD stays. Restore it "
-            "from a copy of the store, or go back to another release (`gemel verify` lists all damage)"
-        )
+    _check_whole(store, manifest, "HEAD stays")
     store.set_head(manifest.release)
     return manifest
+
+
+def pin(store: Store, release: int | None = None) -> Manifest:
+    """Let a release be served whatever is published later, by default the one that is to be served now.
+
+    MissingReleaseError names the releases there are; MissingBlobError leaves the pin as it is.
+    """
+    manifest = store.manifest(store.wanted() if release is None else release)
+    _check_whole(store, manifest, "it was not pinned")
+    store.set_pin(manifest.release)
+    return manifest
+
+
+def unpin(store: Store) -> Manifest:
+    """Let HEAD be served again: the release that is."""
+    manifest = store.manifest()
+    store.set_pin(None)
+    return manifest
+
+
+def check_unpinned(store: Store) -> None:
+    """Raise InputError while a release is pinned: what is made HEAD then would not be served."""
+    if (pinned := store.pinned()) is not None:
+        raise InputError(f"release {pinned} is pinned and stays; `gemel unpin` first, and nothing was changed")
+
+
+def _check_whole(store: Store, manifest: Manifest, told: str) -> None:
+    if lost := [sha for sha in sorted(manifest.blobs) if not store.has_blob(sha)]:
+        raise MissingBlobError(
+            f"{store.locate_blob(lost[0])} is missing, and release {manifest.release} needs it; {told}. Restore it "
+            "from a copy of the store, or choose another release (`gemel verify` lists all damage)"
+        )
 
 
 def _parent_of_head(store: Store) -> int:
@@ -58,8 +88,10 @@ def _parent_of_head(store: Store) -> int:
 def revert_queries(store: Store, names: Collection[str], base: int | None = None) -> Manifest:
     """Publish a release like `base` (HEAD by default) in which the named queries run their originals again.
 
-    Raises what `reverted` raises, and MissingReleaseError where the release of the originals is gone.
+    Raises what `reverted` raises, InputError while a release is pinned, and MissingReleaseError where the release of
+    the originals is gone.
     """
+    check_unpinned(store)
     manifest = store.manifest(base)
     return store.publish(reverted(manifest, originals_of(store, manifest), names))
 
@@ -156,10 +188,10 @@ def collect_garbage(
 ) -> Garbage:
     """Remove blobs that no release names and leftovers of interrupted writes, older than the grace period.
 
-    With `keep`, releases go as well, except for the newest so many, HEAD, those that an unfinished search goes on
-    from, and the originals of all these. Blobs that an unfinished search has yet to publish stay. Publishers on a
-    local disk wait meanwhile; on other file systems the grace period alone protects what they have put. Raises
-    StoreError, and removes nothing, where a manifest or a search's state cannot be read.
+    With `keep`, releases go as well, except for the newest so many, HEAD, a pinned one, those that an unfinished
+    search goes on from, and the originals of all these. Blobs that an unfinished search has yet to publish stay.
+    Publishers on a local disk wait meanwhile; on other file systems the grace period alone protects what they have
+    put. Raises StoreError, and removes nothing, where a manifest or a search's state cannot be read.
     """
     if grace_hours < 0 or (keep is not None and keep < 1):
         raise InputError(f"keep {keep}, grace {grace_hours} hours: keep at least 1 release, and 0 hours or more")
@@ -201,7 +233,7 @@ def _find_garbage(store: Store, keep: int | None, grace_hours: float) -> Garbage
 
 def _kept(store: Store, releases: dict[int, Manifest], searches: dict[str, dict[str, Any]], keep: int) -> set[int]:
     """The releases that stay."""
-    wanted = {store.manifest().release, *sorted(releases)[-keep:]}
+    wanted = {store.manifest().release, *sorted(releases)[-keep:], store.wanted() or 0}
     for name, state in searches.items():
         wanted |= set(_awaited(name, state, releases))
     roots = {store.lineage(number)[-1] for number in wanted & releases.keys()}

@@ -3,6 +3,7 @@
 blobs/sha256/ab/abcd....safetensors    written once, verified on read
 releases/000007.json                   one manifest each
 HEAD                                   replaced atomically, last of all
+PIN                                    a release that is to be served whatever HEAD says, or "none"; replaced atomically
 searches/NAME.json                     what a search needs to be taken up again
 lineage.json                           parents of releases that `gemel gc` removed, so that roots are still found
 """
@@ -31,6 +32,7 @@ _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
 _STATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LINEAGE = "lineage.json"
+_PIN, _NONE = "PIN", "none"
 # A blob that is put again after so long counts as new, or `gemel gc` could take it before it is published.
 _FRESH_S = 3600.0
 _log = logging.getLogger(__name__)
@@ -105,13 +107,28 @@ class Store:
 
     def head(self) -> int | None:
         """The release to serve; None where nothing was published yet. StoreError where HEAD is unreadable."""
-        data = self._files.read("HEAD")
-        if data is None:
+        return self._number("HEAD")
+
+    def pinned(self) -> int | None:
+        """The release that stays whatever is published; None where none is pinned. StoreError where PIN is unreadable.
+
+        A file of its own: whoever publishes writes HEAD, and must not undo a pin that was set meanwhile.
+        """
+        return self._number(_PIN)
+
+    def wanted(self) -> int | None:
+        """The release to serve: the pinned one, else HEAD; None where nothing was published yet."""
+        pinned = self.pinned()
+        return self.head() if pinned is None else pinned
+
+    def _number(self, name: str) -> int | None:
+        data = self._files.read(name)
+        text = "" if data is None else data.decode(errors="replace").strip()
+        if data is None or (name == _PIN and text == _NONE):
             return None
-        text = data.decode(errors="replace").strip()
         if not text.isdigit():
             raise StoreError(
-                f"{self.locate('HEAD')} says {text[:40]!r}, not a release number{self._held('write one of')}"
+                f"{self.locate(name)} says {text[:40]!r}, not a release number{self._held('write one of')}"
             )
         return int(text)
 
@@ -170,6 +187,14 @@ class Store:
             if not self._files.exists(_manifest_name(release)):
                 raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
             self._write_head(release)
+
+    def set_pin(self, release: int | None) -> None:
+        """Let an existing release be served whatever HEAD says, or HEAD again."""
+        with self._files.exclusively():
+            if release is not None and not self._files.exists(_manifest_name(release)):
+                raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
+            # Unpinned is written too: some web servers answer for what is not there as for what is forbidden.
+            self._files.write(_PIN, f"{_NONE if release is None else release}\n".encode())
 
     def _write_head(self, release: int) -> None:
         self._files.write("HEAD", f"{release}\n".encode())
@@ -277,7 +302,16 @@ class Store:
             return [Problem("HEAD", f"is missing; write the release to serve into it, one of {releases}")]
         if head is not None and head not in releases:
             return [Problem("HEAD", f"points at release {head}, which does not exist; releases: {releases or 'none'}")]
-        return []
+        return self._verify_pin(releases)
+
+    def _verify_pin(self, releases: list[int]) -> list[Problem]:
+        try:
+            pinned = self.pinned()
+        except StoreError as error:
+            return [Problem(_PIN, str(error))]
+        if pinned is None or pinned in releases:
+            return []
+        return [Problem(_PIN, f"pins release {pinned}, which does not exist; `gemel unpin` serves HEAD again")]
 
     def _verify_blobs(self) -> list[Problem]:
         problems = []

@@ -6,10 +6,12 @@ import pytest
 from family_kit import ORIGINALS, publish_family, release, shared
 from weights_kit import blob_file
 
-from gemel_ray.spec.errors import InputError, MissingBlobError, MissingReleaseError
+from gemel_ray.spec.errors import InputError, MissingBlobError, MissingReleaseError, StoreError
 from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.comparison import diff_releases
-from gemel_ray.weights.maintenance import revert_head, revert_queries
+from gemel_ray.weights.following import Follower
+from gemel_ray.weights.maintenance import collect_garbage, pin, revert_head, revert_queries, unpin
 
 
 @pytest.fixture
@@ -129,3 +131,63 @@ def test_where_the_originals_release_was_lost_that_is_said(family):
     Path(family.locate("releases/000001.json")).unlink()
     with pytest.raises(MissingReleaseError, match=r"release 1, from which release 3 descends, is gone.*\[2, 3\]"):
         revert_queries(family, ["cars"])
+
+
+# pin
+
+
+def test_a_pinned_release_is_to_be_served_whatever_is_published_until_it_is_unpinned(family):
+    assert (family.pinned(), family.wanted()) == (None, 3)
+    assert pin(family, 2).release == 2 == family.wanted()
+    release(family, ORIGINALS)
+    assert (family.head(), family.wanted()) == (4, 2)
+    assert unpin(family).release == 4 == family.wanted()
+    assert family.pinned() is None
+    assert pin(family).release == 4, "without a number, what is served now"
+
+
+def test_what_is_pinned_must_be_there_whole(family):
+    with pytest.raises(MissingReleaseError, match=r"has no release 9; it holds \[1, 2, 3\]"):
+        pin(family, 9)
+    blob_file(family, family.manifest(2).queries["cars"].weights[""]).unlink()
+    with pytest.raises(MissingBlobError, match="release 2 needs it; it was not pinned"):
+        pin(family, 2)
+    assert family.wanted() == 3
+
+
+def test_while_a_release_is_pinned_nobody_reverts(family):
+    pin(family)
+    for revert in (lambda: revert_head(family), lambda: revert_queries(family, ["cars"])):
+        with pytest.raises(InputError, match="release 3 is pinned and stays; `gemel unpin` first"):
+            revert()
+    assert (family.releases(), family.head()) == ([1, 2, 3], 3)
+
+
+def test_a_box_pulls_what_is_pinned_and_hears_when_it_is_not_any_more(family, tmp_path):
+    pin(family, 2)
+    follower = Follower(family.locate(), tmp_path / "box")
+    assert (follower.news(None).release, follower.pinned) == (2, 2)
+    assert LocalCache(family, tmp_path / "disk").read_manifest().release == 2
+    release(family, ORIGINALS)
+    assert follower.news(2) is None
+    unpin(family)
+    assert (follower.news(2).release, follower.pinned) == (4, None)
+
+
+def test_a_pin_that_cannot_be_read_stops_followers_and_is_found(family, tmp_path):
+    pin_file = Path(family.locate("PIN"))
+    pin_file.write_text("two\n")
+    with pytest.raises(StoreError, match="PIN says 'two', not a release number"):
+        Follower(family.locate(), tmp_path / "box").news(None)
+    assert [problem.path for problem in family.verify()] == ["PIN"]
+    pin_file.write_text("9\n")
+    assert "pins release 9, which does not exist" in family.verify()[0].what
+
+
+def test_a_pinned_release_is_no_garbage(family):
+    pin(family, 2)
+    for _ in range(2):
+        release(family, ORIGINALS)
+    collect_garbage(family, keep=1, grace_hours=0)
+    assert family.releases() == [1, 2, 5]
+    assert family.verify() == []
