@@ -16,6 +16,10 @@ StoreUri = Annotated[
 ]
 ReleaseNumber = Annotated[int | None, typer.Option(min=1, help="A release's number; HEAD's without it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Thumbnails = Annotated[
+    bool,
+    typer.Option("--thumbnails/--no-thumbnails", help="Show each camera's newest frame, small, to those who may read."),
+]
 AllowFactories = Annotated[bool, typer.Option(help="Let the workload run its own model factories (code).")]
 
 

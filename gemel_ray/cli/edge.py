@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from gemel_ray.cli import render_edge
-from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, WorkloadFile, show_result, tell
+from gemel_ray.cli.common import (
+    AllowFactories,
+    AsJson,
+    ReleaseNumber,
+    StoreUri,
+    Thumbnails,
+    WorkloadFile,
+    show_result,
+    tell,
+)
 from gemel_ray.spec.errors import InputError
 
 
@@ -98,6 +107,7 @@ def edge(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     options: Annotated[Path | None, typer.Option(help="YAML: tokens, limits, queries, how often to poll.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for blobs and the last good release.")] = None,
+    thumbnails: Thumbnails = True,
 ) -> None:
     """Serve on this machine alone, without Ray: follow the store's HEAD, and go on from local disk when it is away.
 
@@ -110,7 +120,7 @@ def edge(
 
     loaded = load_workload(workload)
     serve_edge(
-        store, node_options(loaded, node, memory), load_edge_options(options),
+        store, node_options(loaded, node, memory), load_edge_options(options).with_thumbnails(thumbnails),
         release=release, workload=loaded, cache=cache, host=host, port=port, report=tell,
     )  # fmt: skip
     tell("stopped")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gemel_ray.cli import render_fleet
-from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, WorkloadFile, show_result, tell
+from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, Thumbnails, WorkloadFile, show_result, tell
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +46,7 @@ def serve(
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Answer everybody who can reach the address.")
     ] = False,
+    thumbnails: Thumbnails = True,
     allow_factories: AllowFactories = False,
 ) -> None:
     """Serve a release on this machine with Ray Serve, until Ctrl-C. Several machines: serve_configs/fleet.yaml.
@@ -76,6 +77,7 @@ def serve(
             port=port,
             tokens=token_sources(token or (), token_env or ()),
             allow_anonymous=allow_anonymous,
+            thumbnails=thumbnails,
         ) as service,
     ):
         tell(f"serving at {service.url} (status page, /v2 and /v1), Ctrl-C ends it")

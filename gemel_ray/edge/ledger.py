@@ -48,6 +48,10 @@ class Ledger:
     def __contains__(self, weight: str) -> bool:
         return weight in self._weights
 
+    def bytes_of(self, weight: str) -> int:
+        """Bytes that a weight takes; 0 for one that is not reserved."""
+        return self._weights.get(weight, 0)
+
     def reserve(self, weight: str, count_bytes: int) -> None:
         """Count a weight, from the start of its load on. OverBudgetError when it does not fit; nothing changes then."""
         if weight in self._weights:

@@ -147,6 +147,11 @@ class TorchDevice:
                 busy_fraction=self._busy.fraction(self.now_ms()),
             )
 
+    def resident_bytes_of(self, weights: Collection[str]) -> int:
+        """Bytes of those of the weights that are resident. From any thread."""
+        with self._lock:
+            return sum(map(self._ledger.bytes_of, weights))
+
     def _start_load(self, load: Load) -> None:
         with self._lock:
             self._ledger.reserve(load.weight, load.bytes)

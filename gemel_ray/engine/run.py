@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
@@ -47,6 +48,7 @@ class ReleaseRun:
     def __init__(self, manifest: Manifest, planned: PolicyPlan, device: TorchDevice) -> None:
         self.manifest = manifest
         self.planned = planned
+        self._shared = shared_blobs(manifest)
         self.device = self._device = device
         self.samples = Samples()
         self._scheduler = Scheduler(planned.plan, eviction=planned.eviction, work_conserving=planned.work_conserving)
@@ -110,6 +112,7 @@ class ReleaseRun:
         """Take note that a release is being served now, in which a plan followed before has ended."""
         with self._lock:
             self.manifest, self.planned = manifest, planned
+            self._shared = shared_blobs(manifest)
             self._tallies = {name: self._tallies[name] for name in manifest.queries} | {
                 pending.frame.query: self._tallies[pending.frame.query] for pending in self._pending.values()
             }
@@ -131,18 +134,17 @@ class ReleaseRun:
             release=self.manifest.release,
             device=str(device.residence.device),
             budget_bytes=device.budget_bytes,
+            shared_bytes=device.resident_bytes_of(self._shared),
             failure=self._failure,
             queries=queries,
             **asdict(device.usage()),
         )
 
     def _bytes_of(self, name: str) -> dict[str, int]:
-        own = self.manifest.blobs_of(name)
-        others = {w for other in self.manifest.queries if other != name for w in self.manifest.blobs_of(other)}
-        weigh = {weight: self.manifest.blobs[weight].tensor_bytes for weight in own}
+        weigh = {weight: self.manifest.blobs[weight].tensor_bytes for weight in self.manifest.blobs_of(name)}
         return {
             "weights_bytes": sum(weigh.values()),
-            "shared_bytes": sum(weigh[weight] for weight in own if weight in others),
+            "shared_bytes": sum(size for weight, size in weigh.items() if weight in self._shared),
         }
 
     def _check_open(self, more_bytes: int) -> None:
@@ -205,3 +207,9 @@ class ReleaseRun:
         for pending in left:
             self._resolve(pending.frame, None, f"not processed: {ended}", self._device.now_ms())
         self._device.close()
+
+
+def shared_blobs(manifest: Manifest) -> frozenset[str]:
+    """The blobs that several queries use."""
+    users = Counter(sha for name in manifest.queries for sha in manifest.blobs_of(name))
+    return frozenset(sha for sha, count in users.items() if count > 1)

@@ -54,6 +54,8 @@ class EngineStatus(DeviceUsage):
     release: int
     device: str
     budget_bytes: int
+    # Of `resident_bytes`, those of weights that several queries use.
+    shared_bytes: int
     # Why it takes no more frames, when that was nobody's wish.
     failure: str | None
     queries: dict[str, QueryStatus]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gemel_ray.serving.changes import ChangeReply, Wish
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.status import ServiceStatus
@@ -39,6 +40,8 @@ class Limits:
     max_listeners: int = 32
     # A quiet stream of results tells that it lives; a listener that has gone is found out as late as that.
     heartbeat_s: float = 10.0
+    # Whether each query's newest frame may be looked at, small.
+    has_thumbnails: bool = True
 
 
 class Backend(Protocol):
@@ -56,4 +59,8 @@ class Backend(Protocol):
 
     async def status(self) -> ServiceStatus:
         """How every node is doing; one that cannot be reached is told as such, never raised."""
+        ...
+
+    async def change(self, wish: Wish) -> ChangeReply:
+        """Change what is served, through the store. Raises ConflictError and UnchangeableError, and changes nothing."""
         ...

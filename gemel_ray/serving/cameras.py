@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from gemel_ray.serving.admission import RETRY_AFTER, Slots
@@ -18,21 +18,39 @@ from gemel_ray.serving.protocol import card_of
 from gemel_ray.serving.replies import FrameReply, FramesReply, frame_reply
 from gemel_ray.serving.results import Results, events
 from gemel_ray.serving.status import ServiceStatus
+from gemel_ray.serving.thumbnails import Thumbnails
 from gemel_ray.serving.tokens import Guard
 from gemel_ray.spec.answers import FrameAnswer
 
 SloMs = Annotated[float | None, Query(gt=0, le=60_000, allow_inf_nan=False)]
 
 
+# Nobody but who asked may keep it or show it in a page of their own.
+_PRIVATE = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
 class Cameras:
     """Frames of cameras may be dropped: a newer one is worth more than a late one."""
 
-    def __init__(self, backend: Backend, limits: Limits, guard: Guard, slots: Slots, results: Results) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        limits: Limits,
+        guard: Guard,
+        slots: Slots,
+        results: Results,
+        thumbnails: Thumbnails | None,
+    ) -> None:
         self._backend = backend
         self._limits = limits
         self._guard = guard
         self._slots = slots
         self._results = results
+        self._thumbnails = thumbnails
 
     def router(self) -> APIRouter:
         """Everything below /v1."""
@@ -43,6 +61,7 @@ class Cameras:
         routes.add_api_route(
             "/queries/{query}/results", self.results, methods=["GET"], dependencies=may_read, response_model=None
         )
+        routes.add_api_route("/queries/{query}/thumbnail", self.thumbnail, methods=["GET"], dependencies=may_read)
         routes.add_api_route("/status", self.status, methods=["GET"], dependencies=may_read)
         routes.add_api_route("/events", self.events, methods=["GET"], dependencies=may_read)
         return routes
@@ -54,6 +73,16 @@ class Cameras:
     async def events(self) -> list[ServiceEvent]:
         """What has happened of late, oldest first."""
         return list((await self._backend.status()).events)
+
+    async def thumbnail(self, query: str) -> Response:
+        """The newest frame of a query, give or take two seconds, as a small JPEG; 204 while there is none."""
+        card_of(await self._backend.describe(), query)
+        if self._thumbnails is None:
+            raise HTTPException(404, "this service keeps no frames to look at ('thumbnails: false')")
+        found = await asyncio.to_thread(self._thumbnails.jpeg, query)
+        if found is None:
+            return Response(status_code=204, headers=_PRIVATE)
+        return Response(found, media_type="image/jpeg", headers=_PRIVATE)
 
     async def frames(self, query: str, request: Request, slo_ms: SloMs = None) -> FrameReply | FramesReply:
         """Answer one JPEG or PNG, or several in a multipart body. `slo_ms` stands in for the query's own.

@@ -21,7 +21,7 @@ from gemel_ray.spec.errors import GemelError, StoreError
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
-from gemel_ray.weights.store import open_store
+from gemel_ray.weights.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class Control:
         self._gone = gone
         self._seen_s = dict.fromkeys(nodes, now_s())
         self._wanted: Wanted | None = None
+        self._pinned: int | None = None
         self._placed: Wanted | None = None
         self._nodes: dict[str, NodeReport | Absent] = {}
         self._costs: dict[tuple[str, int], DeviceProfile] = {}
@@ -101,6 +102,7 @@ class Control:
         decision, change = self._decision, self._decision.change
         return ControlReply(
             target=self._wanted.manifest.release if self._wanted else None,
+            pinned=self._pinned,
             gone=tuple(name for name, found in self._nodes.items() if isinstance(found, Absent) and found.is_gone),
             doing=f"{change.node}: {change.why}" if change else decision.waiting,
             blocked=decision.blocked,
@@ -163,7 +165,7 @@ class Control:
         """What is to be served; what was so far while the store is away."""
         try:
             store = open_store(self._uri)
-            number = self._release or (store.head() if self._follow or self._wanted is None else None)
+            number = self._release or (self._number(store) if self._follow or self._wanted is None else None)
             if number is None or (self._wanted and number == self._wanted.manifest.release):
                 return
             self._wanted = Wanted.of(store.manifest(number))
@@ -171,6 +173,15 @@ class Control:
             self._events.add("store", f"the store cannot be read, what is served stays: {error}")
             return
         self._events.add("release", f"release {number} is to be served")
+
+    def _number(self, store: Store) -> int | None:
+        """The pinned release, else HEAD."""
+        pinned = store.pinned()
+        if pinned != self._pinned:
+            told = f"release {self._pinned} is pinned no more" if pinned is None else f"release {pinned} is pinned"
+            self._events.add("release", told)
+        self._pinned = pinned
+        return store.head() if pinned is None else pinned
 
     async def _look_at_nodes(self) -> dict[str, NodeReport | Absent]:
         gone = await self._gone()

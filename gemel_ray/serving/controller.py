@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from gemel_ray.policy.rollout import Change, NodeReport, Rules
+from gemel_ray.serving.changes import ChangeReply, StoreChanges, Wish
 from gemel_ray.serving.control import Control
 from gemel_ray.serving.event_log import EventLog
 from gemel_ray.serving.events import ServiceEvent
@@ -76,6 +77,7 @@ class ControllerReplica:
             now_s=time.monotonic,
             gone=Machines(service.nodes).gone,
         )
+        self._changes = StoreChanges(service.store, follows=service.watch)
         self._stepping = asyncio.get_running_loop().create_task(self._keep_stepping())
 
     async def reply(self) -> ControlReply:
@@ -85,6 +87,12 @@ class ControllerReplica:
     async def events(self) -> tuple[ServiceEvent, ...]:
         """What has happened of late, oldest first."""
         return self._control.events.all
+
+    async def change(self, wish: Wish) -> ChangeReply:
+        """For the ingress: what an admin asks for. Raises what StoreChanges.do raises."""
+        done = await asyncio.to_thread(self._changes.do, wish)
+        self._control.events.add("release", f"an admin's wish: {done.told}")
+        return done
 
     async def check_health(self) -> None:
         """Serve asks every few seconds and replaces the process when this raises."""

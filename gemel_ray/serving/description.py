@@ -23,6 +23,10 @@ class QueryCard(BaseModel):
     accuracy_target: float
     # Agreement with the original on the gate split; None where the release does not say.
     agreement: float | None = None
+    # The lower confidence bound of that.
+    lower_bound: float | None = None
+    # Bytes of the query's weights if none were shared, neither with other models nor within its own.
+    original_bytes: int = 0
     # The release whose model answers it; None where the whole service is at one.
     release: int | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import random
@@ -13,6 +14,7 @@ from gemel_ray.engine.engine import Engine, check_fits
 from gemel_ray.engine.sampling import Sampler
 from gemel_ray.policy.backoff import wait_s
 from gemel_ray.policy.transition import restricted
+from gemel_ray.serving.changes import ChangeReply, StoreChanges, Wish
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.drift_service import DriftService, followed_release, locally_reverted
@@ -61,6 +63,9 @@ class EdgeBox:
             reload_from=options.reload_from,
         )
         self._node = node.name
+        self._changes = StoreChanges(store, follows=release is None)
+        # The store has news, as this box knows for certain.
+        self._is_news_known = False
         self._drift = options.drift and DriftService(
             options.drift, self._sampler(options.drift), self._follower, folder / "drift", store, workload,
             revert=self.revert, allow_factories=options.allow_factories,
@@ -114,6 +119,8 @@ class EdgeBox:
         StoreError where the originals cannot be had, InputError where the query runs its original already.
         """
         with self._checking:
+            if (pinned := self._follower.pinned) is not None:
+                raise InputError(f"release {pinned} is pinned and stays; `gemel unpin` lets it go")
             root = self._follower.originals(self._manifest)
             planned = locally_reverted(self._manifest, root, query)
             check_fits(planned, self._engine.budget_bytes)
@@ -162,8 +169,14 @@ class EdgeBox:
         """See Backend."""
         found = await self._backend.status()
         nodes = tuple(node.model_copy(update={"release_problem": self.problem}) for node in found.nodes)
-        found = found.model_copy(update={"nodes": nodes})
+        found = found.model_copy(update={"nodes": nodes, "pinned": self._follower.pinned})
         return with_drift(found, self._drift.report()) if self._drift else found
+
+    async def change(self, wish: Wish) -> ChangeReply:
+        """See Backend. The box asks the store for news right after."""
+        done = await asyncio.to_thread(self._changes.do, wish)
+        self._is_news_known = True
+        return done
 
     # starting and following
 
@@ -227,8 +240,9 @@ class EdgeBox:
         while not self._ended.wait(min(due_s, _LOOK_EVERY_S)):
             self._heal()
             due_s -= _LOOK_EVERY_S
-            if due_s > 0:
+            if due_s > 0 and not self._is_news_known:
                 continue
+            self._is_news_known = False
             failures = 0 if self._has_followed() else failures + 1
             due_s = wait_s(
                 failures,

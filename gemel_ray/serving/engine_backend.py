@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.run import MOST_PENDING_BYTES
 from gemel_ray.serving.backend import BusyError
+from gemel_ray.serving.changes import ChangeReply, Wish, change_nothing
 from gemel_ray.serving.description import Description, QueryCard
 from gemel_ray.serving.pictures import Image
 from gemel_ray.serving.status import ServiceStatus, service_status
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import GemelError, ServingError
-from gemel_ray.spec.release import Manifest, ReleasedQuery
+from gemel_ray.spec.release import BlobInfo, Manifest, ReleasedQuery
 from gemel_ray.vision.models import task_of
 
 
@@ -62,6 +63,10 @@ class EngineBackend:
         except GemelError as error:
             return service_status(self._description, {self._node: str(error)}, homes)
 
+    async def change(self, wish: Wish) -> ChangeReply:
+        """See Backend."""
+        return await change_nothing(wish)
+
 
 class Intake:
     """Pixels that wait in an engine: more than it takes are refused here, as BusyError, before it takes any of them."""
@@ -102,12 +107,12 @@ def describe(manifest: Manifest) -> Description:
         release=manifest.release,
         bytes_before=manifest.bytes_before,
         bytes_after=manifest.bytes_after,
-        queries={name: _card(released) for name, released in manifest.queries.items()},
+        queries={name: _card(released, manifest.blobs) for name, released in manifest.queries.items()},
     )
 
 
-def _card(released: ReleasedQuery) -> QueryCard:
-    query = released.query
+def _card(released: ReleasedQuery, blobs: Mapping[str, BlobInfo]) -> QueryCard:
+    query, accuracy = released.query, released.accuracy
     return QueryCard(
         name=query.name,
         feed=query.feed,
@@ -116,5 +121,7 @@ def _card(released: ReleasedQuery) -> QueryCard:
         classes=query.model.classes,
         slo_ms=query.slo_ms,
         accuracy_target=query.accuracy_target,
-        agreement=released.accuracy.agreement if released.accuracy else None,
+        agreement=accuracy.agreement if accuracy else None,
+        lower_bound=accuracy.lower_bound if accuracy else None,
+        original_bytes=sum(blobs[sha].tensor_bytes for sha in released.weights.values()),
     )

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.serving.backend import ElsewhereError
+from gemel_ray.serving.changes import ChangeReply, Wish, change_nothing
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.drift_reports import DriftReport
 from gemel_ray.serving.drift_status import with_drift
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 # Engines are asked so often what they serve, and what they do not answer by then is a sign that they are lost.
 _LOOK_EVERY_S = 0.5
 _LOOK_TIMEOUT_S = 2.0
+# A store far away is read and written in between.
+_CHANGE_TIMEOUT_S = 60.0
 # Between two attempts of an inference that must not be dropped.
 _RETRY_S = 0.1
 
@@ -93,8 +96,16 @@ class HandleBackend:
         description = self._routes.description()
         homes = {name: self._routes.last_home(name) for name in description.queries} if description else {}
         status = service_status(description, found, {name: home for name, home in homes.items() if home})
-        status = status.model_copy(update={"control": self._control, "events": await self._events()})
+        pinned = self._control.pinned if self._control else None
+        status = status.model_copy(update={"pinned": pinned, "control": self._control, "events": await self._events()})
         return with_drift(status, await self._drift_report())
+
+    async def change(self, wish: Wish) -> ChangeReply:
+        """See Backend. The controller does it, since it follows the store and writes down what happens."""
+        if self._controller is None:
+            return await change_nothing(wish)
+        done: ChangeReply = await call(self._controller, "the controller", "change", wish, timeout_s=_CHANGE_TIMEOUT_S)
+        return done
 
     # asking
 

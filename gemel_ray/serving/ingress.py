@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
+import re
 from importlib import resources
 
 from fastapi import Depends, FastAPI
@@ -11,19 +15,17 @@ from gemel_ray import serving
 from gemel_ray.serving.admission import Slots
 from gemel_ray.serving.backend import Backend, Limits
 from gemel_ray.serving.cameras import Cameras
+from gemel_ray.serving.changing import Changing
 from gemel_ray.serving.metrics import CONTENT_TYPE, AnswerMetrics, Load
 from gemel_ray.serving.observing import ObservedBackend
 from gemel_ray.serving.problems import answer_problems
 from gemel_ray.serving.protocol import InferenceProtocol
 from gemel_ray.serving.request_ids import RequestIds
 from gemel_ray.serving.results import Results
+from gemel_ray.serving.thumbnails import Thumbnails
 from gemel_ray.serving.tokens import Guard
 
-# The page holds its own style and script and speaks to nobody but this service.
-_PAGE_POLICY = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
-    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
+_INLINE = re.compile(r"<(style|script)>(.*?)</\1>", re.DOTALL)
 
 
 def build_api(
@@ -35,14 +37,16 @@ def build_api(
     """
     limits, guard = limits or Limits(), guard or Guard()
     # The schema would tell everybody what only holders of a token may know.
-    api = FastAPI(title="gemel_ray", docs_url=None, redoc_url=None, openapi_url=None)
+    # A redirect from /v2/ to /v2 would name whatever host the caller says this is.
+    api = FastAPI(title="gemel_ray", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     answer_problems(api)
     api.add_middleware(RequestIds, is_echoed=echo_request_ids)
     slots, results = Slots(limits.max_in_flight, "requests"), Results()
-    metrics = AnswerMetrics()
-    observed = ObservedBackend(backend, metrics, results)
+    metrics, thumbnails = AnswerMetrics(), Thumbnails() if limits.has_thumbnails else None
+    observed = ObservedBackend(backend, metrics, results, thumbnails)
     api.include_router(InferenceProtocol(observed, limits, guard, slots).router())
-    api.include_router(Cameras(observed, limits, guard, slots, results).router())
+    api.include_router(Cameras(observed, limits, guard, slots, results, thumbnails).router())
+    api.include_router(Changing(observed, guard).router())
 
     async def scrape() -> Response:
         load = Load(slots.taken, slots.refused, results.listeners)
@@ -54,5 +58,27 @@ def build_api(
 
 
 async def _page() -> HTMLResponse:
+    html, headers = _page_and_headers()
+    return HTMLResponse(html, headers=headers)
+
+
+@functools.cache
+def _page_and_headers() -> tuple[str, dict[str, str]]:
+    """The page; it may run its own style and script and no others, and speaks to nobody but this service."""
     html = resources.files(serving).joinpath("page.html").read_text(encoding="utf-8")
-    return HTMLResponse(html, headers={"Content-Security-Policy": _PAGE_POLICY, "Cache-Control": "no-store"})
+    hashes = {
+        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for kind, text in _INLINE.findall(html)
+    }
+    policy = (
+        f"default-src 'none'; style-src 'sha256-{hashes['style']}'; script-src 'sha256-{hashes['script']}'; "
+        "connect-src 'self'; img-src data: blob:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'"
+    )
+    return html, {
+        "Content-Security-Policy": policy,
+        "Cache-Control": "no-store",
+        "Cross-Origin-Opener-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+        "X-Frame-Options": "DENY",
+    }

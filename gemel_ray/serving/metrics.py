@@ -22,11 +22,19 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 # From one run of a small model to the seconds of a node that swaps too much.
 _LATENCIES_S = (0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
+# Why a frame is not processed: labels must not hold free text.
+_REASONS = ("late", "replaced", "failed")
+
 Number = float | int | None
 Source = TypeVar("Source")
 _NODE_GAUGES: dict[str, tuple[str, Callable[[NodeReply], Number]]] = {
     "gemel_node_budget_bytes": ("Bytes the node may hold", lambda n: n.memory.budget_bytes if n.memory else None),
     "gemel_node_resident_bytes": ("Bytes of resident weights", lambda n: n.memory.resident_bytes if n.memory else None),
+    "gemel_node_shared_bytes": (
+        "Of the resident weights, those that several queries use",
+        lambda n: n.memory.shared_bytes if n.memory else None,
+    ),
+    "gemel_node_original_bytes": ("What its queries' weights would take unmerged", lambda n: n.original_bytes),
     "gemel_node_workspace_bytes": (
         "Bytes of running inferences",
         lambda n: n.memory.workspace_bytes if n.memory else None,
@@ -41,6 +49,7 @@ _NODE_COUNTERS: dict[str, tuple[str, Callable[[NodeReply], Number]]] = {
 }
 _QUERY_GAUGES: dict[str, tuple[str, Callable[[QueryReply], Number]]] = {
     "gemel_query_agreement_ratio": ("Agreement with the original on the gate split", lambda q: q.agreement),
+    "gemel_query_agreement_lower_bound_ratio": ("Its lower confidence bound", lambda q: q.lower_bound),
     "gemel_query_accuracy_target_ratio": ("Agreement that is asked for", lambda q: q.accuracy_target),
     "gemel_query_slo_seconds": ("Arrival to answer, at most", lambda q: q.slo_ms / 1e3),
     "gemel_query_sampled_agreement_ratio": (
@@ -109,7 +118,7 @@ class AnswerMetrics:
         for query in queries:
             self._late.labels(query)
             self._latency.labels(query)
-            for reason in ("late", "replaced", "failed"):
+            for reason in _REASONS:
                 self._dropped.labels(query, reason)
 
     def count(self, found: FrameAnswer, slo_ms: float) -> None:
@@ -120,6 +129,17 @@ class AnswerMetrics:
         self._latency.labels(found.query).observe(found.latency_ms / 1e3)
         if found.latency_ms > slo_ms:
             self._late.labels(found.query).inc()
+
+    def late(self, query: str) -> int:
+        """Frames of a query that were answered after their SLO."""
+        return self._value("gemel_frames_late_total", query=query)
+
+    def dropped(self, query: str) -> dict[str, int]:
+        """Frames of a query that were not processed, by reason."""
+        return {reason: self._value("gemel_frames_dropped_total", query=query, reason=reason) for reason in _REASONS}
+
+    def _value(self, name: str, **labels: str) -> int:
+        return int(self._registry.get_sample_value(name, labels) or 0)
 
     def text(self, status: ServiceStatus, load: Load) -> bytes:
         """Everything, in the text format; CONTENT_TYPE is its type."""

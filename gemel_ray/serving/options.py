@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from gemel_ray.serving.backend import Limits
 from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.tokens import Role, TokenSource, without_tokens
+from gemel_ray.spec.documents import read_yaml
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.strict import Strict, explain
 from gemel_ray.spec.units import MIB, ByteSize
@@ -49,6 +50,8 @@ class HttpOptions(Strict):
     max_body: ByteSize = 64 * MIB
     # Requests with frames that may be under way at once; more are answered with 429.
     max_in_flight: Annotated[int, Field(gt=0, le=192)] = 128
+    # Whether the status page may show each query's newest frame: whoever may read then sees what the camera sees.
+    thumbnails: bool = True
     # Who may call, by role; without tokens, callers of this machine only, unless everybody is let in.
     tokens: Annotated[dict[Role, TokenSource], BeforeValidator(without_tokens)] = Field(default_factory=dict)
     allow_anonymous: bool = False
@@ -59,12 +62,17 @@ class HttpOptions(Strict):
             raise ValueError("both 'tokens' and 'allow_anonymous: true' are given; choose one")
         return self
 
+    def with_thumbnails(self, wanted: bool) -> Self:
+        """The same, without them where they are not wanted here."""
+        return self.model_copy(update={"thumbnails": self.thumbnails and wanted})
+
     def limits(self) -> Limits:
         """What one request may ask for."""
         return Limits(
             max_body_bytes=self.max_body,
             request_timeout_s=self.request_timeout_s,
             max_in_flight=self.max_in_flight,
+            has_thumbnails=self.thumbnails,
         )
 
 
@@ -143,8 +151,8 @@ def load_edge_options(path: Path | None) -> EdgeOptions:
     if path is None:
         return EdgeOptions()
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError) as error:
+        data = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--options {path}: cannot be read as YAML ({error}); correct it there") from error
     try:
         return EdgeOptions.model_validate({} if data is None else data)

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from gemel_ray.serving.admission import RETRY_AFTER
 from gemel_ray.serving.backend import BusyError
+from gemel_ray.serving.changes import ConflictError, UnchangeableError
 from gemel_ray.serving.request_ids import HEADER, request_id
 from gemel_ray.spec.errors import GemelError, InputError
 
@@ -23,6 +24,8 @@ def answer_problems(api: FastAPI) -> None:
     """Give an application its error answers."""
     api.add_exception_handler(InputError, _bad_input)
     api.add_exception_handler(BusyError, _busy)
+    api.add_exception_handler(ConflictError, _conflict)
+    api.add_exception_handler(UnchangeableError, _never)
     api.add_exception_handler(GemelError, _cannot_answer)
     api.add_exception_handler(RequestValidationError, _bad_parameters)
     api.add_exception_handler(HTTPException, _refused)
@@ -44,6 +47,14 @@ async def _busy(request: Request, error: Exception) -> JSONResponse:
     return problem(request, 429, str(error), RETRY_AFTER)
 
 
+async def _conflict(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 409, str(error))
+
+
+async def _never(request: Request, error: Exception) -> JSONResponse:
+    return problem(request, 501, str(error))
+
+
 async def _cannot_answer(request: Request, error: Exception) -> JSONResponse:
     return problem(request, 503, str(error), RETRY_AFTER)
 
@@ -60,12 +71,17 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     reason = error.detail
     if error.status_code == 404 and reason == "Not Found":
-        reason = f"no such path {request.url.path}; / is the status page, /v2 and /v1/status the service"
+        reason = f"no such path {_path(request)}; / is the status page, /v2 and /v1/status the service"
     return problem(request, error.status_code, reason, error.headers)
 
 
+def _path(request: Request) -> str:
+    # request.url cannot be made of every request: its query may be anything but UTF-8, its Host no host.
+    return str(request.scope["path"])
+
+
 async def _gone(request: Request, error: Exception) -> JSONResponse:
-    log.info("%s: the caller left before its request was whole", request.url.path)
+    log.info("%s: the caller left before its request was whole", _path(request))
     return problem(request, 400, "the request was not whole")
 
 

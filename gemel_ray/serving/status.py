@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
@@ -17,7 +17,9 @@ class NodeMemory(BaseModel):
     """Bytes on one device; `peak_bytes` is the most that weights and workspace ever took together."""
 
     budget_bytes: int
+    # Of the resident weights, those that several queries of the node use are `shared_bytes`.
     resident_bytes: int
+    shared_bytes: int
     workspace_bytes: int
     peak_bytes: int
 
@@ -32,6 +34,8 @@ class NodeReply(BaseModel):
     # Why a box on its own does not serve what its store's HEAD names; None when it does.
     release_problem: str | None = None
     memory: NodeMemory | None = None
+    # What the weights of its queries would take unmerged.
+    original_bytes: int = 0
     loads: int = 0
     loaded_bytes: int = 0
     busy_fraction: float = 0.0
@@ -45,16 +49,27 @@ class QueryReply(BaseModel):
     builder: str
     slo_ms: float
     accuracy_target: float
+    # Agreement with the original on the gate split, and its lower confidence bound.
     agreement: float | None
+    lower_bound: float | None
+    # The release whose model answers it.
+    release: int
     arrived: int | None = None
     answered: int | None = None
     stale: int | None = None
+    # Of what passed through this process: frames answered after their SLO, and those not processed, by reason.
+    late: int | None = None
+    dropped: dict[str, int] | None = None
     p50_latency_ms: float | None = None
     p95_latency_ms: float | None = None
     weights_bytes: int | None = None
     shared_bytes: int | None = None
     last_answer: AnswerReply | None = None
+    # Whether the last frame that came through this process had a forward pass of its own.
+    is_fresh: bool | None = None
     last_reason: str | None = None
+    # Number of the frame that may be looked at; None where none is kept.
+    thumbnail: int | None = None
     # None where nobody watches, or the query runs its original.
     drift: DriftReply | None = None
 
@@ -65,6 +80,8 @@ class ControlReply(BaseModel):
     problem: str | None = None
     # The release that is to be served everywhere.
     target: int | None = None
+    # The release that the store has pinned.
+    pinned: int | None = None
     # What it does or waits for; None when all is as it should be.
     doing: str | None = None
     # Why the target is not rolled out any further.
@@ -83,6 +100,8 @@ class ServiceStatus(BaseModel):
     release: int | None
     bytes_before: int | None
     bytes_after: int | None
+    # The release that stays whatever is published; None where none is pinned, or nobody follows the store.
+    pinned: int | None = None
     nodes: tuple[NodeReply, ...]
     queries: tuple[QueryReply, ...]
     # Queries that drifted, oldest first.
@@ -111,21 +130,30 @@ def service_status(
         release=description.release if description else None,
         bytes_before=description.bytes_before if description else None,
         bytes_after=description.bytes_after if description else None,
-        nodes=tuple(_node(name, engine) for name, engine in engines.items()),
-        queries=tuple(_query(card, homes[card.name], engines[homes[card.name]]) for card in cards),
+        nodes=tuple(
+            _node(name, engine, [card for card in cards if homes[card.name] == name])
+            for name, engine in engines.items()
+        ),
+        queries=tuple(
+            _query(card, homes[card.name], engines[homes[card.name]], description.release_of(card.name))
+            for card in cards
+            if description
+        ),
     )
 
 
-def _node(name: str, engine: EngineStatus | str | None) -> NodeReply:
+def _node(name: str, engine: EngineStatus | str | None, cards: Sequence[QueryCard]) -> NodeReply:
     if not isinstance(engine, EngineStatus):
         return NodeReply(name=name, problem=engine)
     return NodeReply(
         name=name,
+        original_bytes=sum(card.original_bytes for card in cards),
         device=engine.device,
         release=engine.release,
         memory=NodeMemory(
             budget_bytes=engine.budget_bytes,
             resident_bytes=engine.resident_bytes,
+            shared_bytes=engine.shared_bytes,
             workspace_bytes=engine.workspace_bytes,
             peak_bytes=engine.peak_bytes,
         ),
@@ -135,7 +163,7 @@ def _node(name: str, engine: EngineStatus | str | None) -> NodeReply:
     )
 
 
-def _query(card: QueryCard, node: str, engine: EngineStatus | str | None) -> QueryReply:
+def _query(card: QueryCard, node: str, engine: EngineStatus | str | None, release: int) -> QueryReply:
     known = QueryReply(
         name=card.name,
         node=node,
@@ -143,6 +171,8 @@ def _query(card: QueryCard, node: str, engine: EngineStatus | str | None) -> Que
         slo_ms=card.slo_ms,
         accuracy_target=card.accuracy_target,
         agreement=card.agreement,
+        lower_bound=card.lower_bound,
+        release=release,
     )
     found = engine.queries.get(card.name) if isinstance(engine, EngineStatus) else None
     return known if found is None else known.model_copy(update=_counts(found, card))

@@ -151,6 +151,18 @@ class Guard:
 
         return check
 
+    def needs_admin_token(self) -> Callable[[Request], Awaitable[None]]:
+        """A dependency of routes that change the service: an admin's token, wherever the caller is."""
+
+        async def check(request: Request) -> None:
+            if not self._tokens.hashes:
+                raise HTTPException(
+                    403, "changing the service takes an admin's token, and none is set; give it 'tokens' with 'admin'"
+                )
+            self._check_token(request, ("admin",))
+
+        return check
+
     def _check_token(self, request: Request, roles: tuple[Role, ...]) -> None:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
@@ -159,7 +171,7 @@ class Guard:
         if role is None:
             raise _unknown("the bearer token is not known here; ask whoever runs the service", ' error="invalid_token"')
         if role != "admin" and role not in roles:
-            wanted = " or ".join((*roles, "admin"))
+            wanted = " or ".join(dict.fromkeys((*roles, "admin")))
             raise HTTPException(403, f"a token for {role!r} may not do this; send one for {wanted}")
 
 

@@ -84,7 +84,7 @@ def test_numbers_are_those_of_the_status(service):
     found, status = samples(scrape(url)), httpx.get(f"{url}/v1/status", timeout=60).json()
     (node,) = status["nodes"]
     on = (("node", "box-a"),)
-    for name in ("budget", "resident", "workspace", "peak"):
+    for name in ("budget", "resident", "shared", "workspace", "peak"):
         assert found[f"gemel_node_{name}_bytes", on] == node["memory"][f"{name}_bytes"]
     assert found["gemel_node_loads_total", on] == node["loads"] > 0
     assert found["gemel_node_loaded_bytes_total", on] == node["loaded_bytes"] > 0
@@ -96,7 +96,12 @@ def test_numbers_are_those_of_the_status(service):
     query = next(query for query in status["queries"] if query["name"] == "north_cars")
     here = of("north_cars", node="box-a")
     assert found["gemel_query_agreement_ratio", here] == query["agreement"]
+    assert found["gemel_query_agreement_lower_bound_ratio", here] == query["lower_bound"]
+    assert found["gemel_node_original_bytes", on] == node["original_bytes"] == status["bytes_before"]
     assert found["gemel_query_slo_seconds", here] == query["slo_ms"] / 1e3
+    assert found["gemel_frames_late_total", of("north_cars")] == query["late"]
+    for reason, count in query["dropped"].items():
+        assert found["gemel_frames_dropped_total", of("north_cars", reason=reason)] == count
     for name, key in (("0.5", "p50_latency_ms"), ("0.95", "p95_latency_ms")):
         shown = found["gemel_frame_latency_seconds", of("north_cars", node="box-a", quantile=name)]
         assert shown == pytest.approx(query[key] / 1e3)
