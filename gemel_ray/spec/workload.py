@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from gemel_ray.spec.documents import read_yaml
 from gemel_ray.spec.errors import WorkloadError, nearest
 from gemel_ray.spec.feeds import FeedSpec, Fps, Fraction, PositiveInt
 from gemel_ray.spec.strict import Strict, explain
@@ -161,7 +162,7 @@ def load_workload(path: str | Path) -> Workload:
     """
     path = Path(path)
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        data = read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WorkloadError(f"{path}: cannot be read ({error.strerror}); give the path of a workload file") from error
     # Besides YAMLError: dates such as 2026-99-99, text that is not UTF-8, brackets nested without end.
@@ -179,19 +180,6 @@ def parse_workload(data: object, *, source: str, base: Path) -> Workload:
     except ValidationError as error:
         raise WorkloadError(f"{source}:\n{explain(error, Workload, data)}") from error
     return _absolute(workload, base, source)
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a feed would be gone."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, count in Counter(written).items():
-            if count > 1 and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is written {count} times in one mapping", node.start_mark
-                )
-        return super().construct_mapping(node, deep)
 
 
 def _absolute(workload: Workload, base: Path, source: str) -> Workload:
