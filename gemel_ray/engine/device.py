@@ -7,8 +7,9 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 
@@ -17,6 +18,7 @@ from gemel_ray.engine.blobs import BlobFile
 from gemel_ray.engine.lanes import Lane
 from gemel_ray.engine.models import Skeleton
 from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.staging import Wait
 from gemel_ray.engine.status import BusyTime, DeviceUsage
 from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
 from gemel_ray.spec.answers import Answer
@@ -25,6 +27,21 @@ from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.vision.tasks import Image
 
 log = logging.getLogger(__name__)
+
+
+class Model(Protocol):
+    """What answers an inference: a Skeleton, or whatever stands in for one."""
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """What must be resident, or on its way."""
+        ...
+
+    def answers(
+        self, images: Sequence[Image], residence: Residence, wait: Wait | None = None
+    ) -> Sequence[Answer | None]:
+        """See Skeleton."""
+        ...
 
 
 class TorchDevice:
@@ -45,9 +62,9 @@ class TorchDevice:
         # Pixels by frame id, from whoever brings frames, who also takes them away once a frame has its verdict.
         self.frames: dict[int, Image] = {}
         # Answers by frame id, to be taken by whoever hears the verdict.
-        self.answers: dict[int, Answer] = {}
+        self.answers: dict[int, Answer | None] = {}
         # By query and release, as Infer names them; replaced as a whole, since lanes read it meanwhile.
-        self._skeletons = {(name, 0): skeleton for name, skeleton in skeletons.items()}
+        self._skeletons: dict[tuple[str, int], Model] = {(name, 0): found for name, found in skeletons.items()}
         self._blobs = dict(blobs)
         self._refetch = refetch
         self._lock = threading.Lock()
@@ -90,7 +107,7 @@ class TorchDevice:
         self._blobs = {**self._blobs, **blobs}
         self._refetch = refetch
 
-    def take_in(self, skeletons: Mapping[tuple[str, int], Skeleton]) -> None:
+    def take_in(self, skeletons: Mapping[tuple[str, int], Model]) -> None:
         """Know further models, by query and release. From any thread."""
         self._skeletons = {**self._skeletons, **skeletons}
 
@@ -101,7 +118,9 @@ class TorchDevice:
 
     def skeleton(self, query: str, release: int) -> Skeleton:
         """One of the models that are known."""
-        return self._skeletons[query, release]
+        found = self._skeletons[query, release]
+        assert isinstance(found, Skeleton), "asked for by the name of a query"
+        return found
 
     def stop(self) -> None:
         """No more frames will arrive; `next_event` ends once what is in flight has ended. From any thread."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.edge.simulation import cameras_of, choose_plan
-from gemel_ray.engine import profiling, replaying
+from gemel_ray.engine import measuring, profiling, replaying
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
@@ -88,31 +90,29 @@ class Engine:
 
     def measure(self, manifest: Manifest, fetch: Fetch) -> None:
         """Profile a query of each kind of model that is new here. While nothing is served: it needs the device."""
-        if not (unknown := self.costs.unknown(manifest)):
-            return
-        some = restricted(manifest, unknown)
-        blobs = open_blobs(some, fetch)
-        skeletons = build_skeletons(some, blobs, self.device, allow_factories=self._allow_factories)
-        residence = Residence(self.device, self._reload_from, budget_bytes=self.budget_bytes)
-        profile = profiling.profile_skeletons(
-            some, skeletons, blobs, residence, budget_bytes=self.budget_bytes, ways=self._ways
-        )
-        self.costs.learn(some, profile)
+        if unknown := self.costs.unknown(manifest):
+            some = restricted(manifest, unknown)
+            self.costs.learn(some, self._measuring(some, fetch, self.budget_bytes)())
+
+    def measure_beside(self, manifest: Manifest, fetch: Fetch) -> None:
+        """`measure` while another release is served, in a turn of its own: see engine.measuring.
+
+        Raises StoreError for blobs that cannot be had, OverBudgetError for a query that does not fit, ModelError for
+        models that cannot be built, ServingError for those that cannot be measured, and during a rollout.
+        """
+        with self._changing() as run:
+            self._learn(run, manifest, fetch)
 
     def roll(self, manifest: Manifest, fetch: Fetch) -> tuple[str, ...]:
         """Serve another release instead, without a pause: see engine.rollout. Gives the queries that have changed.
 
         Raises StoreError for blobs that cannot be had, OverBudgetError for a query that does not fit, ModelError for
-        models that cannot be built, ServingError for forms of models that were never measured here, for models that
+        models that cannot be built, ServingError for models of new forms that cannot be measured, for models that
         fail their trial, and while another release is being rolled out. The old one is served on after any of these.
         """
-        if not self._rolling.acquire(blocking=False):
-            raise ServingError("another release is being rolled out; wait until it is served")
-        try:
-            run = self._running()
+        with self._changing() as run:
+            self._learn(run, manifest, fetch)
             changed = self._prepared(run, manifest, fetch).do()
-        finally:
-            self._rolling.release()
         log.info("serving release %d: %d queries have changed", manifest.release, len(changed))
         return changed
 
@@ -166,6 +166,33 @@ class Engine:
         if run is None:
             raise ServingError("the engine is stopped; start it with a release")
         return run
+
+    @contextmanager
+    def _changing(self) -> Iterator[ReleaseRun]:
+        """One at a time changes what is being served."""
+        if not self._rolling.acquire(blocking=False):
+            raise ServingError("another release is being rolled out; wait until it is served")
+        try:
+            yield self._running()
+        finally:
+            self._rolling.release()
+
+    def _learn(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> None:
+        if unknown := self.costs.unknown(manifest):
+            some = restricted(manifest, unknown)
+            check_fits(some, self.budget_bytes)
+            measure = self._measuring(some, fetch, run.planned.plan.budget_bytes)
+            self.costs.learn(some, measuring.measure_beside(run, some, measure))
+
+    def _measuring(self, manifest: Manifest, fetch: Fetch, budget_bytes: int) -> Callable[[], DeviceProfile]:
+        """What profiles a release's models, which are built by then."""
+        blobs = open_blobs(manifest, fetch)
+        skeletons = build_skeletons(manifest, blobs, self.device, allow_factories=self._allow_factories)
+        residence = Residence(self.device, self._reload_from, budget_bytes=budget_bytes)
+        return partial(
+            profiling.profile_skeletons, manifest, skeletons, blobs, residence,
+            budget_bytes=budget_bytes, ways=self._ways,
+        )  # fmt: skip
 
     def _started(self, manifest: Manifest, fetch: Fetch, profile: DeviceProfile | None) -> ReleaseRun:
         check_fits(manifest, self.budget_bytes)

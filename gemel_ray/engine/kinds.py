@@ -48,8 +48,8 @@ class KindCosts:
         """Of all the release's queries. ServingError for a model of a form that was never measured here."""
         if unknown := self.unknown(manifest):
             raise ServingError(
-                f"query {unknown[0]!r} has a model of a form that was never measured on this device; restart the "
-                "engine to serve it"
+                f"query {unknown[0]!r} has a model of a form that was never measured on this device; it is measured "
+                "when it is rolled out"
             )
         assert self._device is not None, "nothing unknown, so something was learnt, or the release is empty"
         kinds = {name: kind_of(released.query.model) for name, released in manifest.queries.items()}

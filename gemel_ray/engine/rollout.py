@@ -8,7 +8,6 @@ no inference ever sees weights of two releases.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gemel_ray.engine.measuring import follow
 from gemel_ray.engine.models import Skeleton
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.samples import Sample, what_is_wrong
@@ -28,7 +28,6 @@ from gemel_ray.spec.release import Manifest, ReleasedQuery
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 0.002
 # For a trial's frames: they wait behind all cameras' turns, but not for ever.
 _TRIAL_TIMEOUT_S = 60.0
 
@@ -74,24 +73,19 @@ class Rollout:
     def _switch(self, old: Manifest, old_plan: EdgePlan, changed: Collection[str]) -> None:
         compared, switched = compared_queries(old, self.manifest), set[str]()
         for name in changed:
-            self._follow(mixed_plan(old_plan, self.planned.plan, switched, name), self._asked(old, switched, name))
+            tried = mixed_plan(old_plan, self.planned.plan, switched, name)
+            follow(self.run, tried, self._asked(old, switched, name))
             self._try(name, is_compared=name in compared)
             switched.add(name)
-            self._follow(mixed_plan(old_plan, self.planned.plan, switched), self._asked(old, switched))
+            follow(self.run, mixed_plan(old_plan, self.planned.plan, switched), self._asked(old, switched))
             self.run.samples.forget(name)
-        self._follow(self.planned.plan, self.manifest.queries)
+        follow(self.run, self.planned.plan, self.manifest.queries)
 
     def _asked(self, old: Manifest, switched: Collection[str], tried: str | None = None) -> Mapping[str, ReleasedQuery]:
         """Whom a mixed plan answers."""
         new = {name: self.manifest.queries[name] for name in switched}
         trial = {} if tried is None else {trial_name(tried, self.manifest.release): self.manifest.queries[tried]}
         return {**old.queries, **new, **trial}
-
-    def _follow(self, plan: EdgePlan, queries: Mapping[str, ReleasedQuery]) -> None:
-        self.run.replan(plan, queries)
-        pause = threading.Event()
-        while not self.run.follows(plan):
-            pause.wait(_LOOK_EVERY_S)
 
     def _try(self, name: str, *, is_compared: bool) -> None:
         samples = self.run.samples.of(name)
@@ -121,7 +115,7 @@ class Rollout:
 
     def _go_back(self, old: Manifest, old_plan: EdgePlan) -> None:
         try:
-            self._follow(old_plan, old.queries)
+            follow(self.run, old_plan, old.queries)
             self.run.device.keep(old.release, old.queries)
         except ServingError as error:
             log.warning("release %d cannot be gone back to: %s", old.release, error)

@@ -12,6 +12,8 @@ from dataclasses import replace
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 from gemel_ray.spec.release import Manifest
 
+_LONG_MS = 2_000.0
+
 
 def labelled(plan: EdgePlan, release: int) -> EdgePlan:
     """The plan with every query's model said to be that release's."""
@@ -39,6 +41,13 @@ def mixed_plan(old: EdgePlan, new: EdgePlan, switched: Collection[str], tried: s
         weight_bytes={weight: weight_bytes[weight] for weight in used},
         load_ms={weight: load_ms[weight] for weight in used},
     )
+
+
+def with_all_memory(plan: EdgePlan, name: str, release: int) -> EdgePlan:
+    """The plan with one more turn, which has the whole budget to itself and needs no weights."""
+    # However long it takes, nothing else is to be started meanwhile.
+    turn = PlannedQuery(name, (), 1, {1: _LONG_MS}, {1: plan.budget_bytes}, release=release)
+    return replace(plan, queries=(*plan.queries, turn))
 
 
 def _turns(

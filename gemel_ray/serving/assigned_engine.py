@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gemel_ray.engine.devices import device_name
 from gemel_ray.engine.engine import Engine
 from gemel_ray.policy.rollout import NodeReport
 from gemel_ray.policy.transition import restricted
-from gemel_ray.serving.backend import ElsewhereError
+from gemel_ray.serving.backend import ElsewhereError, MeasuringError
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.engine_backend import describe
 from gemel_ray.serving.releases import cache_folder
@@ -57,7 +58,8 @@ class AssignedEngine:
         self._lock = threading.Lock()
         self._serving: Manifest | None = None
         self._whole: Manifest | None = None
-        self._asked: tuple[int, tuple[str, ...]] | None = None
+        # What it is at; None while it is at nothing.
+        self._busy: str | None = None
         self._refused: dict[int, _Refusal] = {}
         self._report = NodeReport(engine.budget_bytes)
         self._changed_s = now_s()
@@ -91,7 +93,17 @@ class AssignedEngine:
             log.info("no costs are known from before: %s", error)
         if costs.unknown(whole):
             self._engine.measure(whole, self.fetch)
-            files.write(self._costs, costs.dump().encode())
+            self._write_costs()
+
+    def _measure_now(self, manifest: Manifest) -> None:
+        if self._serving is None:
+            self._engine.measure(manifest, self.fetch)
+        else:
+            self._engine.measure_beside(manifest, self.fetch)
+        self._write_costs()
+
+    def _write_costs(self) -> None:
+        Files.at(self._folder).write(self._costs, self._engine.costs.dump().encode())
 
     def assign(self, release: int, queries: Sequence[str], refuse: str | None = None) -> None:
         """Serve these queries of a release, soon; at once when it does so already. `refuse` says why the release served
@@ -100,20 +112,16 @@ class AssignedEngine:
             asked = (release, tuple(sorted(queries)))
             if refuse is not None and self._report.release is not None:
                 self._refused[self._report.release] = _Refusal(refuse, self._now_s(), is_final=True)
-            if self._asked is not None or asked == (self._report.release, self._report.queries):
-                return
-            self._asked = asked
-            self._thread = threading.Thread(target=self._change, args=asked, name="gemel-assign", daemon=True)
-            self._thread.start()
+            if asked != (self._report.release, self._report.queries):
+                self._begin(f"changing to release {release}", release, partial(self._take, *asked))
 
     def report(self) -> NodeReport:
         """How it stands. ServingError when the engine has failed, so that whoever watches it starts another."""
         with self._lock:
             failed = self._failed_frames() - self._failed_before
-            busy = None if self._asked is None else f"changing to release {self._asked[0]}"
             return replace(
                 self._report,
-                busy=busy,
+                busy=self._busy,
                 refused={number: found.reason for number, found in self._refused.items() if self._holds(found)},
                 settled_s=self._now_s() - self._changed_s,
                 failed_frames=failed,
@@ -135,8 +143,16 @@ class AssignedEngine:
             raise ElsewhereError(f"query {query!r} is not answered by this node any more; ask again")
 
     def costs(self, release: int) -> DeviceProfile:
-        """What each query of a release costs here. Raises StoreError, and ServingError for models of a new form."""
-        return self._engine.costs.profile(self._manifest(release))
+        """What each query of a release costs here. Raises StoreError, and ServingError while models of a form that is
+        new here are being measured, which begins with this question, and where they cannot be."""
+        manifest = self._manifest(release)
+        if self._engine.costs.unknown(manifest):
+            with self._lock:
+                if (found := self._refused.get(release)) is not None and self._holds(found):
+                    raise ServingError(found.reason)
+                self._begin("measuring models of a new form", release, partial(self._measure_now, manifest))
+            raise MeasuringError(f"models of release {release} are of a form that is new here, and are being measured")
+        return self._engine.costs.profile(manifest)
 
     def fetch(self, sha: str) -> Path:
         """The verified local file of a blob. Raises StoreError."""
@@ -150,9 +166,16 @@ class AssignedEngine:
 
     # changing
 
-    def _change(self, release: int, queries: tuple[str, ...]) -> None:
+    def _begin(self, busy: str, release: int, work: Callable[[], None]) -> None:
+        """Do something on a thread of its own, unless it is at something already. Called with the lock held."""
+        if self._busy is None:
+            self._busy = busy
+            self._thread = threading.Thread(target=self._do, args=(release, work), name="gemel-assign", daemon=True)
+            self._thread.start()
+
+    def _do(self, release: int, work: Callable[[], None]) -> None:
         try:
-            self._take(release, queries)
+            work()
         except Exception as error:
             known = isinstance(error, GemelError)
             log.warning("release %d is not served: %s", release, error, exc_info=not known)
@@ -161,7 +184,7 @@ class AssignedEngine:
                 self._refused[release] = _Refusal(reason, self._now_s(), is_final=False)
         finally:
             with self._lock:
-                self._asked = None
+                self._busy = None
 
     def _take(self, release: int, queries: tuple[str, ...]) -> None:
         begun_s = self._now_s()

@@ -21,6 +21,10 @@ class BusyError(ServingError):
     """An engine is well, but full: the caller is to come back shortly (HTTP 429)."""
 
 
+class MeasuringError(ServingError):
+    """An engine measures models of a form that is new to it; what they cost is known in a moment."""
+
+
 class ElsewhereError(ServingError):
     """A query was asked of a node that does not answer it any more; another one may."""
 

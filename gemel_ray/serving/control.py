@@ -15,6 +15,7 @@ from typing import Protocol
 from gemel_ray.policy.assigning import Homes, find_homes
 from gemel_ray.policy.rollout import Absent, Change, Decision, NodeReport, Rules, decide, homes_now, present, usable
 from gemel_ray.policy.sharing import Holding, by_blob, models_of
+from gemel_ray.serving.backend import MeasuringError
 from gemel_ray.serving.event_log import EventLog
 from gemel_ray.serving.status import ControlReply
 from gemel_ray.spec.errors import GemelError, StoreError
@@ -122,9 +123,14 @@ class Control:
         if self._wanted is None or (waiting := self._not_up_yet()) is not None:
             self._decision = Decision(waiting="the store has no release yet" if self._wanted is None else waiting)
             return
-        wanted, blocked = await self._placeable(self._wanted)
+        wanted, reason = await self._placeable(self._wanted)
         decision = decide(self._nodes, wanted.manifest.release, self._homes.node_of, self._rules)
-        await self._act(decision if blocked is None else replace(decision, blocked=blocked))
+        if isinstance(reason, MeasuringError):
+            decision = replace(decision, waiting=decision.waiting or str(reason))
+        elif reason is not None:
+            told = f"release {self._wanted.manifest.release} cannot be placed: {reason}"
+            decision = replace(decision, blocked=told)
+        await self._act(decision)
 
     def _not_up_yet(self) -> str | None:
         """Nothing is placed at first until all nodes are up: who comes late would be given little."""
@@ -133,15 +139,15 @@ class Control:
         late = [name for name, found in self._nodes.items() if isinstance(found, Absent) and _may_still_come(found)]
         return f"waiting for {', '.join(late)}" if late else None
 
-    async def _placeable(self, wanted: Wanted) -> tuple[Wanted, str | None]:
-        """The release that queries were placed for: the last one that could be, where this one cannot."""
+    async def _placeable(self, wanted: Wanted) -> tuple[Wanted, GemelError | None]:
+        """The release that queries were placed for: the last one that could be, and why, where this one cannot."""
         try:
             await self._place(wanted)
         except GemelError as error:
             if self._placed is None:
                 raise
             await self._place(self._placed)
-            return self._placed, f"release {wanted.manifest.release} cannot be placed: {error}"
+            return self._placed, error
         self._placed = wanted
         return wanted, None
 

@@ -73,8 +73,6 @@ class EdgeBox:
         self._checking = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="gemel-follow", daemon=True)
-        # Releases that could not be started, and why.
-        self._refused: dict[int, str] = {}
         # Why the store's release is not the one being served; None when it is.
         self.problem: str | None = None
 
@@ -142,11 +140,7 @@ class EdgeBox:
 
     def _take(self, manifest: Manifest) -> None:
         self._follower.bring(manifest)
-        if self._engine.costs.unknown(manifest):
-            # What a model of a new form costs can be measured on an idle device only.
-            self._restart(manifest)
-        else:
-            self._engine.roll(manifest, self._follower.fetch)
+        self._engine.roll(manifest, self._follower.fetch)
         self._manifest = manifest
         self._backend.serve(manifest)
         self._follower.settle(manifest)
@@ -218,22 +212,6 @@ class EdgeBox:
     def _is_as_asked(self, manifest: Manifest) -> bool:
         """Whether a release on disk has the queries that are asked for now; all of them is what the store knows."""
         return self._options.queries is None or set(self._options.queries) == manifest.queries.keys()
-
-    def _restart(self, manifest: Manifest) -> None:
-        """Serve another release after a pause of seconds, or the same as before where that fails.
-
-        One that failed is not tried again: every attempt is a pause for all cameras.
-        """
-        if (reason := self._refused.get(manifest.release)) is not None:
-            raise ServingError(reason)
-        check_fits(manifest, self._engine.budget_bytes)
-        self._engine.stop()
-        try:
-            self._engine.start(manifest, self._follower.fetch)
-        except GemelError as error:
-            self._refused[manifest.release] = str(error)
-            self._engine.start(self._manifest, self._follower.fetch)
-            raise
 
     def _follow(self) -> None:
         failures, due_s = 0, self._due_s

@@ -224,6 +224,37 @@ def test_a_damaged_blob_in_the_store_keeps_the_release_everywhere(store, fleet):
     assert "is damaged" in control.reply.blocked
 
 
+def with_input_size(manifest, query, pixels):
+    """The release with a query's model in a form that no engine has seen: other activations, the same weights."""
+    released = manifest.queries[query]
+    model = released.query.model.model_copy(update={"input_size": pixels})
+    other = released.model_copy(update={"query": released.query.model_copy(update={"model": model})})
+    return manifest.model_copy(update={"queries": {**manifest.queries, query: other}, "parent": manifest.release})
+
+
+def test_a_model_of_a_new_form_is_measured_where_it_is_to_run_and_served(store, fleet):
+    opened = store[1]
+    control = control_of(fleet)
+    settle(control)
+    number = opened.publish(with_input_size(opened.manifest(1), "north_people", 48)).release
+    settle(control)
+    assert {report.release for report in served(fleet).values()} == {number}
+    assert fleet.answer("north_people", noise(1)).release == number
+    for _, engine in fleet.engines.values():
+        assert engine.costs.profile(opened.manifest(number)).device != "invented"
+    assert not any("stopped" in text for text in told(control, "release"))
+
+
+def test_a_model_of_a_new_form_that_fails_keeps_the_release_everywhere(store, fleet):
+    opened = store[1]
+    control = control_of(fleet)
+    settle(control)
+    opened.publish(with_input_size(opened.manifest(1), "north_cars", 2))
+    settle(control, lambda control: "cannot be measured" in (control.reply.blocked or ""))
+    assert {report.release for report in served(fleet).values()} == {1}
+    assert fleet.answer("north_cars", noise(1)).fresh
+
+
 def test_the_first_node_serves_a_new_release_for_a_while_before_the_other_follows(store, tmp_path):
     # Too small for everything together, so that both nodes have queries.
     half = store[0].manifest.bytes_after // 2 + (4 << 20)
