@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -97,6 +98,18 @@ def open_blobs(manifest: Manifest, fetch: Fetch) -> dict[str, BlobFile]:
     """Fetch every blob that a query of the release uses, and read its header. Raises StoreError."""
     needed = dict.fromkeys(weight for name in manifest.queries for weight in manifest.blobs_of(name))
     return {weight: open_blob(fetch(weight)) for weight in needed}
+
+
+def read_tensor(blob: BlobFile, name: str) -> bytes:
+    """One tensor's bytes, from the file. Raises MissingBlobError."""
+    before = itertools.takewhile(lambda other: other != name, blob.tensors)
+    start = blob.data_offset + sum(blob.tensors[other].bytes for other in before)
+    try:
+        with blob.path.open("rb") as file:
+            file.seek(start)
+            return file.read(blob.tensors[name].bytes)
+    except OSError as error:
+        raise MissingBlobError(f"{blob.path.name} cannot be read ({error.strerror}); fetch it again") from error
 
 
 def _well_aligned(tensors: Mapping[str, TensorPlace]) -> dict[str, TensorPlace]:

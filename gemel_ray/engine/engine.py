@@ -26,12 +26,14 @@ from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.sampling import Sampler
 from gemel_ray.engine.status import EngineStatus
-from gemel_ray.policy.baselines import PolicyPlan, find_policy, variants
+from gemel_ray.engine.stems import MOST_FRACTION, StemSharing
+from gemel_ray.policy.baselines import PolicyPlan, find_policy, fits_whole, variants
 from gemel_ray.policy.planning import in_order_of_use
 from gemel_ray.policy.sharing import by_blob, models_of
 from gemel_ray.policy.transition import changed_queries, labelled, restricted
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import OverBudgetError, ServingError
+from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.profile import DeviceProfile, Way
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
@@ -69,6 +71,9 @@ class Engine:
         self._reload_from = reload_from
         self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
         self.costs = KindCosts()
+        # Of the budget, set aside for stems that several queries share.
+        self.kept_bytes = 0
+        self._stems = StemSharing()
         # Is offered every frame that is submitted; None where nobody watches for drift.
         self.sampler: Sampler | None = None
         self._run: ReleaseRun | None = None
@@ -113,6 +118,7 @@ class Engine:
         with self._changing() as run:
             self._learn(run, manifest, fetch)
             changed = self._prepared(run, manifest, fetch).do()
+            self._share_stems(run, manifest, fetch)
         log.info("serving release %d: %d queries have changed", manifest.release, len(changed))
         return changed
 
@@ -161,12 +167,6 @@ class Engine:
                 self._run.stop()
                 self._run = None
 
-    def _running(self) -> ReleaseRun:
-        run = self._run
-        if run is None:
-            raise ServingError("the engine is stopped; start it with a release")
-        return run
-
     @contextmanager
     def _changing(self) -> Iterator[ReleaseRun]:
         """One at a time changes what is being served."""
@@ -194,6 +194,12 @@ class Engine:
             budget_bytes=budget_bytes, ways=self._ways,
         )  # fmt: skip
 
+    def _running(self) -> ReleaseRun:
+        run = self._run
+        if run is None:
+            raise ServingError("the engine is stopped; start it with a release")
+        return run
+
     def _started(self, manifest: Manifest, fetch: Fetch, profile: DeviceProfile | None) -> ReleaseRun:
         check_fits(manifest, self.budget_bytes)
         if self._threads is not None:
@@ -205,22 +211,28 @@ class Engine:
             profile = self.costs.profile(manifest)
         self.costs.learn(manifest, profile)
         _compute_as_measured(skeletons, profile)
+        planned = self._planned(manifest, profile, self.budget_bytes)
+        self._stems.learn(manifest, skeletons)
+        self.kept_bytes = self._stems.share(manifest, skeletons, blobs, _most_kept_bytes(planned.plan))
+        ledger = Ledger(self.budget_bytes)
+        ledger.reserve_workspace(self.kept_bytes)
         device = TorchDevice(
             skeletons,
             blobs,
             Residence(self.device, self._reload_from, budget_bytes=self.budget_bytes),
-            Ledger(self.budget_bytes),
+            ledger,
             refetch=lambda weight: open_blob(fetch(weight)),
             threads=self._threads,
         )
         device.take_in({(name, manifest.release): found for name, found in skeletons.items()})
-        return ReleaseRun(manifest, self._planned(manifest, profile), device)
+        within = replace(planned.plan, budget_bytes=self.budget_bytes - self.kept_bytes)
+        return ReleaseRun(manifest, replace(planned, plan=within), device)
 
-    def _planned(self, manifest: Manifest, profile: DeviceProfile) -> PolicyPlan:
+    def _planned(self, manifest: Manifest, profile: DeviceProfile, budget_bytes: int) -> PolicyPlan:
         models = models_of(manifest)
         plans = [
             replace(each, plan=labelled(in_order_of_use(each.plan, manifest, profile), manifest.release))
-            for each in variants(self._policy, models, profile, budget_bytes=self.budget_bytes)
+            for each in variants(self._policy, models, profile, budget_bytes=budget_bytes)
         ]
         return choose_plan(plans, cameras_of(models))
 
@@ -228,13 +240,27 @@ class Engine:
         """The rollout of a release whose models are built and fit."""
         check_fits(manifest, self.budget_bytes)
         profile = self.costs.profile(manifest)
-        planned = self._planned(manifest, profile)
+        planned = self._planned(manifest, profile, self.budget_bytes - self.kept_bytes)
         blobs = open_blobs(manifest, fetch)
         changed = restricted(manifest, changed_queries(run.manifest, manifest))
         new = build_skeletons(changed, blobs, self.device, allow_factories=self._allow_factories)
         _compute_as_measured(new, profile)
         run.device.take_blobs(blobs, lambda weight: open_blob(fetch(weight)))
         return Rollout(run, manifest, planned, new)
+
+    def _share_stems(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> None:
+        """Of a release that is being served by now, within what was set aside at the start."""
+        skeletons = {name: run.device.skeleton(name, manifest.release) for name in manifest.queries}
+        self._stems.share(manifest, skeletons, open_blobs(manifest, fetch), self.kept_bytes)
+
+
+def _most_kept_bytes(plan: EdgePlan) -> int:
+    """What may be set aside for stems: a small part of the budget, and nothing that any weights need."""
+    if not fits_whole(plan):
+        return 0
+    workspace_bytes = max(max(query.workspace_bytes.values()) for query in plan.queries)
+    free_bytes = plan.budget_bytes - sum(plan.weight_bytes.values()) - workspace_bytes
+    return min(int(plan.budget_bytes * MOST_FRACTION), free_bytes)
 
 
 def _compute_as_measured(skeletons: Mapping[str, Skeleton], profile: DeviceProfile) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -65,6 +65,8 @@ class Skeleton:
         self.device = device
         self.way: Way = "plain"
         self._model = model
+        # The same model in two parts, where its first layers are computed for others too; see engine.stems.
+        self.stemmed: Callable[[Any], Any] | None = None
         self._task = task_for(released.query.model, released.query.score_threshold)
         self._slots: dict[str, list[_Slot]] = {}
         for slot in _slots(released, model, blobs):
@@ -78,6 +80,17 @@ class Skeleton:
         self._due: dict[str, None] = {}
         self._residence: Residence | None = None
         self._wait: Wait = _must_be_there
+
+    @property
+    def model(self) -> nn.Module:
+        """The model's code; its weights are there only while it computes."""
+        return self._model
+
+    @property
+    def sources(self) -> dict[str, Source]:
+        """Where each tensor of the model comes from, by its full name."""
+        slots = (slot for placed in self._slots.values() for slot in placed)
+        return {f"{slot.path}.{slot.key}".lstrip("."): slot.source for slot in slots}
 
     def answers(self, images: Sequence[Image], residence: Residence, wait: Wait | None = None) -> list[Answer]:
         """One answer for each frame (uint8, H x W x 3, RGB), by one forward pass.
@@ -102,8 +115,9 @@ class Skeleton:
             self._need_all()
             with self._stages.watched():
                 return self._model(inputs)
+        compute = self.stemmed or self._model
         try:
-            return self._model(inputs)
+            return compute(inputs)
         except Exception:
             if not self._due:
                 raise

@@ -36,7 +36,8 @@ class QueryStatus:
 @dataclass(frozen=True, slots=True)
 class DeviceUsage:
     """What a device holds and has done. `resident_bytes` counts weights from the start of their load,
-    `workspace_bytes` what running inferences were granted, `peak_bytes` the most that both ever took together."""
+    `workspace_bytes` what running inferences were granted and what is set aside for stems, `peak_bytes` the most that
+    all of it ever took together."""
 
     resident_bytes: int
     workspace_bytes: int

@@ -1,0 +1,182 @@
+"""Queries of one feed with the same first layers compute them once a frame, and answer as if they had not."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from gemel_ray.engine.blobs import open_blobs, read_tensor
+from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.models import build_skeletons
+from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.stems import StemSharing
+from gemel_ray.spec.profile import DeviceProfile, QueryProfile
+
+WAIT_S = 120
+AMPLE_BYTES = 1 << 30
+QUERIES = {
+    "cars": "frozen_stems:resnet",
+    "people": "frozen_stems:resnet",
+    "bikes": "frozen_stems:mobilenet",
+    "dogs": "frozen_stems:mobilenet",
+    "signs": "frozen_stems:resnet",
+}
+# Of these models nothing but the first convolution is alike: normalisation was trained.
+OPTIONS = {"signs": {"frozen": "conv1"}}
+# Merged: one copy of the frozen convolutions. The mobilenets' are alike and stored twice.
+SHARED = [[("cars", path), ("people", path)] for path in ("conv1", "layer1.0.conv1", "layer1.1.conv2")]
+# One module of each stem, and one behind it.
+FIRST = {"cars": "conv1", "people": "conv1", "bikes": "features.0.0", "dogs": "features.0.0", "signs": "conv1"}
+
+
+@dataclass
+class Bench:
+    """Resident models, and how often a module of each was called."""
+
+    made: object
+    skeletons: dict
+    residence: Residence
+    calls: dict
+
+    def ask(self, query, *frames):
+        """What the model answers to one batch."""
+        return self.skeletons[query].answers(frames, self.residence)
+
+    def plain(self, query, *frames):
+        """The same, computed by itself."""
+        stemmed, self.skeletons[query].stemmed = self.skeletons[query].stemmed, None
+        calls = dict(self.calls)
+        try:
+            return self.ask(query, *frames)
+        finally:
+            self.skeletons[query].stemmed = stemmed
+            self.calls.update(calls)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, release_into):
+    return release_into(tmp_path_factory.mktemp("stems"), QUERIES, SHARED, options=OPTIONS)
+
+
+@pytest.fixture
+def sharing(made, device):
+    """Builds a bench whose stems may take so many bytes."""
+
+    def build(most_bytes=AMPLE_BYTES, manifest=made.manifest):
+        blobs, residence = open_blobs(manifest, made.path), Residence(device)
+        for sha, blob in blobs.items():
+            residence.load(sha, blob, blob.data_bytes)
+        skeletons = build_skeletons(manifest, blobs, device, allow_factories=True)
+        stems = StemSharing()
+        stems.learn(manifest, skeletons)
+        bench = Bench(made, skeletons, residence, dict.fromkeys(QUERIES, 0))
+        bench.kept_bytes = stems.share(manifest, skeletons, blobs, most_bytes)
+        for query, skeleton in skeletons.items():
+            skeleton.model.get_submodule(FIRST[query]).register_forward_pre_hook(
+                lambda *_, query=query: bench.calls.update({query: bench.calls[query] + 1})
+            )
+        return bench
+
+    return build
+
+
+@pytest.fixture
+def bench(sharing, frame_of):
+    """A bench whose models have computed once, which shows when each needs its weights and is never a stem's."""
+    bench = sharing()
+    for query in QUERIES:
+        bench.ask(query, frame_of(99))
+    bench.calls.update(dict.fromkeys(QUERIES, 0))
+    return bench
+
+
+@pytest.mark.parametrize(("first", "second"), [("cars", "people"), ("bikes", "dogs"), ("dogs", "bikes")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_stem_runs_once_a_batch_and_answers_are_the_same_bit_for_bit(bench, frame_of, first, second, count):
+    for seed in (0, 10):
+        frames = [frame_of(seed + place) for place in range(count)]
+        expected = {query: bench.plain(query, *frames) for query in (first, second)}
+        assert bench.ask(first, *frames) == expected[first]
+        assert bench.ask(second, *[frame.copy() for frame in frames]) == expected[second]
+        # Again, since what is kept must not have changed while the rest computed in place.
+        assert bench.ask(first, *frames) == expected[first]
+    assert (bench.calls[first], bench.calls[second]) == (2, 0)
+
+
+def test_other_frames_and_other_batches_of_the_same_ones_are_computed(bench, frame_of):
+    one, other = frame_of(1), frame_of(2)
+    bench.ask("cars", one, other)
+    for frames in ([one], [other, one], [one, one], [other]):
+        assert bench.ask("people", *frames) == bench.plain("people", *frames)
+    assert bench.calls["people"] == 4
+
+
+def test_one_convolution_is_not_worth_it_where_normalisation_is_private(bench):
+    assert bench.skeletons["signs"].stemmed is None
+    assert all(bench.skeletons[query].stemmed for query in ("cars", "people", "bikes", "dogs"))
+
+
+def test_queries_of_different_feeds_have_nothing_in_common(sharing, made, frame_of):
+    asked = made.manifest.queries
+    moved = asked["people"].model_copy(update={"query": asked["people"].query.model_copy(update={"feed": "other"})})
+    apart = made.manifest.model_copy(update={"queries": {"cars": asked["cars"], "people": moved}})
+    bench = sharing(manifest=apart)
+    assert bench.kept_bytes == 0
+    assert bench.skeletons["people"].stemmed is None
+
+
+def test_without_memory_to_keep_them_there_are_no_stems(sharing):
+    bench = sharing(most_bytes=1000)
+    assert bench.kept_bytes == 0
+    assert all(skeleton.stemmed is None for skeleton in bench.skeletons.values())
+
+
+def test_a_missing_weight_is_waited_for_although_the_model_is_cut_in_two(bench, made, frame_of):
+    late = made.manifest.queries["people"].weights[""]
+    blob, asked = open_blobs(made.manifest, made.path)[late], []
+    expected = bench.plain("people", frame_of(4))
+    bench.residence.evict(late)
+
+    def arrive(weight):
+        asked.append(weight)
+        bench.residence.load(weight, blob, blob.data_bytes)
+
+    bench.ask("cars", frame_of(4))
+    assert bench.skeletons["people"].answers([frame_of(4)], bench.residence, arrive) == expected
+    assert asked == [late]
+
+
+def test_a_tensor_is_read_from_the_file_as_it_is_stored(made):
+    sha = made.manifest.queries["cars"].weights[""]
+    blob, state = open_blobs(made.manifest, made.path)[sha], made.models["cars"].state_dict()
+    for name in ("bn1.running_mean", "fc.bias", "layer2.0.conv1.weight"):
+        assert read_tensor(blob, name) == state[name].numpy().tobytes()
+
+
+def test_an_engine_sets_memory_aside_and_shares_within_its_budget(made, frame_of, device):
+    query = QueryProfile(run_ms={1: 5.0}, workspace_bytes={1: 2**21})
+    profile = DeviceProfile(
+        device="invented",
+        estimated=True,
+        load_fixed_ms=0.1,
+        load_bytes_per_ms=1e6,
+        queries=dict.fromkeys(QUERIES, query),
+    )
+    engine = Engine(budget_bytes=2 * made.manifest.bytes_after, device=str(device), threads=1, allow_factories=True)
+    engine.start(made.manifest, made.path, profile)
+    try:
+        for seed in range(3):
+            frames = {query: engine.submit(query, frame_of(seed), droppable=False) for query in QUERIES}
+            for query, future in frames.items():
+                (expected,) = made.direct(query, [frame_of(seed)])
+                assert future.result(timeout=WAIT_S).answer.scores == pytest.approx(expected.scores, abs=1e-4)
+        status = engine.status()
+        engine.roll(made.manifest.model_copy(update={"release": 2}), made.path)
+        asked = {query: engine.submit(query, frame_of(7), droppable=False) for query in ("cars", "people")}
+        for query, future in asked.items():
+            (expected,) = made.direct(query, [frame_of(7)])
+            assert future.result(timeout=WAIT_S).answer.scores == pytest.approx(expected.scores, abs=1e-4)
+    finally:
+        engine.stop()
+    assert 0 < engine.kept_bytes <= status.budget_bytes // 20
+    assert status.workspace_bytes == engine.kept_bytes
+    assert status.peak_bytes <= status.budget_bytes
