@@ -106,6 +106,36 @@ def publish_variant(tiny, factor=1.003):
     return TinyRelease(tiny.store, store.publish(tiny.manifest.model_copy(update=changed)), models)
 
 
+def publish_merged(folder, queries):
+    """A store with release 1, the originals, and release 2, in which models share a few layers: the store, the
+    originals and the merged models."""
+    merged = publish_tiny_release(folder / "merged", queries)
+    torch.manual_seed(8)
+    models = {name: _lively(name, build_model(_spec(name))) for name in queries}
+    for name in merged.models.keys() - {
+        member for members in SHARED for member in members if set(members) <= set(queries)
+    }:
+        models[name] = merged.models[name]
+    store = open_store(folder / "store", create=True)
+    weights, blobs = store_models(
+        store, {name: model.state_dict() for name, model in models.items()}, MergeConfiguration(), {}
+    )
+    changed = {
+        "queries": {
+            name: released.model_copy(update={"weights": weights[name], "accuracy": None})
+            for name, released in merged.manifest.queries.items()
+        },
+        "blobs": blobs,
+        "bytes_after": sum(info.tensor_bytes for info in blobs.values()),
+        "merge_configuration": MergeConfiguration(),
+    }
+    store.publish(merged.manifest.model_copy(update=changed))
+    for sha in merged.manifest.blobs:
+        store.put_blob(open_store(merged.store).read_blob(sha))
+    store.publish(merged.manifest.model_copy(update={"parent": 1}))
+    return store, models, merged.models
+
+
 def noise(seed, height=40, width=56):
     """A frame of coloured noise whose brightness depends on the seed."""
     rng = np.random.default_rng(seed)

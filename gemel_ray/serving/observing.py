@@ -38,14 +38,14 @@ class ObservedBackend:
     ) -> list[FrameAnswer]:
         """See Backend."""
         card = (await self._inner.describe()).queries[query]
-        if self._thumbnails is not None and images:
-            self._thumbnails.offer(query, images[-1])
         found = await self._inner.infer(query, images, slo_ms=slo_ms, droppable=droppable)
         for answer in found:
             self._is_fresh[query] = answer.fresh
             self._metrics.count(answer, card.slo_ms if slo_ms is None else slo_ms)
             if self._results.is_heard(query):
                 self._results.publish(frame_reply(answer, card))
+        if self._thumbnails is not None and found:
+            self._thumbnails.offer(query, images[-1], lambda: frame_reply(found[-1], card))
         return found
 
     async def status(self) -> ServiceStatus:
@@ -61,7 +61,7 @@ class ObservedBackend:
             "late": self._metrics.late(name),
             "dropped": self._metrics.dropped(name),
             "is_fresh": self._is_fresh.get(name),
-            "thumbnail": self._thumbnails.number(name) if self._thumbnails else None,
+            "thumbnail": self._thumbnails.told(name) if self._thumbnails else None,
         }
         return query.model_copy(update=known)
 

@@ -11,6 +11,7 @@ from gemel_ray.serving.description import Description, QueryCard
 from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
 from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.replies import AnswerReply, answer_reply
+from gemel_ray.serving.thumbnails import ThumbnailReply
 
 
 class NodeMemory(BaseModel):
@@ -68,8 +69,8 @@ class QueryReply(BaseModel):
     # Whether the last frame that came through this process had a forward pass of its own.
     is_fresh: bool | None = None
     last_reason: str | None = None
-    # Number of the frame that may be looked at; None where none is kept.
-    thumbnail: int | None = None
+    # The frame that may be looked at; None where none is kept.
+    thumbnail: ThumbnailReply | None = None
     # None where nobody watches, or the query runs its original.
     drift: DriftReply | None = None
 

@@ -12,11 +12,21 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from PIL import Image as Pillow
+from pydantic import BaseModel
 
 from gemel_ray.serving.pictures import Image
+from gemel_ray.serving.replies import AnswerReply, FrameReply
 
 _LONGEST_PIXELS = 320
 _QUALITY = 75
+
+
+class ThumbnailReply(BaseModel):
+    """A kept frame: `number` tells it from the next, `answer` is what was answered to it."""
+
+    number: int
+    fresh: bool
+    answer: AnswerReply | None
 
 
 @dataclass(slots=True)
@@ -24,6 +34,7 @@ class _Kept:
     number: int
     taken_s: float
     pixels: Image
+    reply: FrameReply
     # Made when somebody looks, once.
     jpeg: bytes | None = None
 
@@ -37,23 +48,24 @@ class Thumbnails:
         self._now_s = now_s
         self._kept: dict[str, _Kept] = {}
 
-    def offer(self, query: str, image: Image) -> None:
-        """Keep a frame, unless one was kept just now."""
+    def offer(self, query: str, image: Image, reply: Callable[[], FrameReply]) -> None:
+        """Keep a frame with its answer, unless one was kept just now."""
         before, now_s = self._kept.get(query), self._now_s()
         if before is not None and now_s - before.taken_s < self._every_s:
             return
         step = -(-max(image.shape[:2]) // _LONGEST_PIXELS)
-        self._kept[query] = _Kept(before.number + 1 if before else 1, now_s, image[::step, ::step].copy())
+        number = before.number + 1 if before else 1
+        self._kept[query] = _Kept(number, now_s, image[::step, ::step].copy(), reply())
 
     def forget_all_but(self, queries: Collection[str]) -> None:
         """Drop frames of queries that are not served any more."""
         for gone in self._kept.keys() - set(queries):
             del self._kept[gone]
 
-    def number(self, query: str) -> int | None:
-        """Tells one kept frame of a query from the next; None while there is none."""
+    def told(self, query: str) -> ThumbnailReply | None:
+        """What is known of the kept frame of a query; None while there is none."""
         kept = self._kept.get(query)
-        return kept.number if kept else None
+        return ThumbnailReply(number=kept.number, fresh=kept.reply.fresh, answer=kept.reply.answer) if kept else None
 
     def jpeg(self, query: str) -> bytes | None:
         """The kept frame of a query, None while there is none. From any thread."""

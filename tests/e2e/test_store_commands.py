@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_release import CLASSES, noise, publish_tiny_release
+from tiny_release import CLASSES, noise, publish_merged, publish_tiny_release
 
 from gemel_ray.spec.errors import CorruptBlobError, InputError, ModelError
 from gemel_ray.spec.layers import LayerRef
@@ -25,38 +25,15 @@ from gemel_ray.weights.store import open_store
 QUERIES = ("north_cars", "south_cars", "north_people")
 
 
-def publish_merged(folder):
-    """A store with release 1, the originals, and release 2, in which two of the three models share two layers."""
-    merged = publish_tiny_release(folder / "merged", QUERIES)
-    torch.manual_seed(8)
-    models = {name: build_model(merged.manifest.queries[name].query.model) for name in QUERIES}
-    models["north_people"] = merged.models["north_people"]
-    store = open_store(folder / "store", create=True)
-    weights, blobs = store_models(
-        store, {name: model.state_dict() for name, model in models.items()}, MergeConfiguration(), {}
-    )
-    queries = {
-        name: released.model_copy(update={"weights": weights[name], "accuracy": None})
-        for name, released in merged.manifest.queries.items()
-    }
-    held = sum(info.tensor_bytes for info in blobs.values())
-    changed = {"queries": queries, "blobs": blobs, "bytes_after": held, "merge_configuration": MergeConfiguration()}
-    store.publish(merged.manifest.model_copy(update=changed))
-    for sha in merged.manifest.blobs:
-        store.put_blob(open_store(merged.store).read_blob(sha))
-    store.publish(merged.manifest.model_copy(update={"parent": 1}))
-    return store, models, merged.models
-
-
 @pytest.fixture
 def kept(tmp_path):
-    return publish_merged(tmp_path)
+    return publish_merged(tmp_path, QUERIES)
 
 
 @pytest.fixture(scope="module")
 def fixed(tmp_path_factory):
     """The same, for tests that leave the store as it is."""
-    return publish_merged(tmp_path_factory.mktemp("fixed"))
+    return publish_merged(tmp_path_factory.mktemp("fixed"), QUERIES)
 
 
 def answers(model, spec):

@@ -2,13 +2,10 @@
 
 import asyncio
 import contextlib
-import socket
-import threading
-import time
 
 import httpx
 import pytest
-import uvicorn
+from local_server import serving
 from tiny_release import publish_tiny_release
 
 from gemel_ray.engine.engine import Engine
@@ -71,25 +68,6 @@ def engine(start, tiny):
 @pytest.fixture(scope="session")
 def client(engine, tiny):
     return Client(build_api(EngineBackend(engine, tiny.manifest), LIMITS))
-
-
-@contextlib.contextmanager
-def serving(api):
-    """A real HTTP server at a free port of this machine: its URL."""
-    server = uvicorn.Server(uvicorn.Config(api, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        try:
-            deadline = time.monotonic() + 60
-            while not server.started:
-                assert thread.is_alive()
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @pytest.fixture(scope="session")
