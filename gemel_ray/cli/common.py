@@ -20,6 +20,14 @@ Thumbnails = Annotated[
     bool,
     typer.Option("--thumbnails/--no-thumbnails", help="Show each camera's newest frame, small, to those who may read."),
 ]
+Ways = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="WAY",
+        help="Also try to compute like this, and do where it is a tenth faster: channels_last, bfloat16 or float16. "
+        "Answers then differ by rounding. Repeatable.",
+    ),
+]
 AllowFactories = Annotated[bool, typer.Option(help="Let the workload run its own model factories (code).")]
 
 

@@ -14,6 +14,7 @@ from gemel_ray.cli.common import (
     ReleaseNumber,
     StoreUri,
     Thumbnails,
+    Ways,
     WorkloadFile,
     show_result,
     tell,
@@ -35,6 +36,7 @@ def profile(
         str, typer.Option(help="Where evicted weights come back from: memory, or disk where the box has none to spare.")
     ] = "memory",
     repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 3,
+    way: Ways = None,
     out: Annotated[Path | None, typer.Option(help="Also write the profile here, for `gemel simulate`.")] = None,
     as_json: AsJson = False,
     allow_factories: AllowFactories = False,
@@ -44,12 +46,13 @@ def profile(
     Example: gemel profile gemel-demo/store --out profile.json
     """
     from gemel_ray.engine.profiling import profile_store
+    from gemel_ray.spec.profile import ways_named
 
     if reload_from not in ("memory", "disk"):
         raise InputError(f"--reload-from {reload_from!r} is not known; choose memory or disk")
     found = profile_store(
         store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
-        allow_factories=allow_factories,
+        allow_factories=allow_factories, ways=ways_named(way or ()),
     )  # fmt: skip
     if out is not None:
         out.write_text(found.model_dump_json(indent=1), encoding="utf-8")
@@ -107,6 +110,7 @@ def edge(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     options: Annotated[Path | None, typer.Option(help="YAML: tokens, limits, queries, how often to poll.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for blobs and the last good release.")] = None,
+    way: Ways = None,
     thumbnails: Thumbnails = True,
 ) -> None:
     """Serve on this machine alone, without Ray: follow the store's HEAD, and go on from local disk when it is away.
@@ -120,7 +124,7 @@ def edge(
 
     loaded = load_workload(workload)
     serve_edge(
-        store, node_options(loaded, node, memory), load_edge_options(options).with_thumbnails(thumbnails),
+        store, node_options(loaded, node, memory, way or ()), load_edge_options(options).with_thumbnails(thumbnails),
         release=release, workload=loaded, cache=cache, host=host, port=port, report=tell,
     )  # fmt: skip
     tell("stopped")

@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 
 from gemel_ray.cli import render_fleet
-from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, Thumbnails, WorkloadFile, show_result, tell
+from gemel_ray.cli.common import (
+    AllowFactories,
+    AsJson,
+    ReleaseNumber,
+    Thumbnails,
+    Ways,
+    WorkloadFile,
+    show_result,
+    tell,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -46,6 +55,7 @@ def serve(
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Answer everybody who can reach the address.")
     ] = False,
+    way: Ways = None,
     thumbnails: Thumbnails = True,
     allow_factories: AllowFactories = False,
 ) -> None:
@@ -64,7 +74,7 @@ def serve(
     from gemel_ray.serving.tokens import token_sources
     from gemel_ray.spec.workload import load_workload
 
-    options = node_options(load_workload(workload), node, memory)
+    options = node_options(load_workload(workload), node, memory, way or ())
     with (
         redirect_stdout(sys.stderr),
         serve_release(

@@ -70,7 +70,7 @@ class Engine:
         self._ways = ways
         self._reload_from = reload_from
         self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
-        self.costs = KindCosts()
+        self.costs = KindCosts(ways)
         # Of the budget, set aside for stems that several queries share.
         self.kept_bytes = 0
         self._stems = StemSharing()

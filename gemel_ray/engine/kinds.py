@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from gemel_ray.engine.models import kind_of
 from gemel_ray.spec.errors import ServingError
-from gemel_ray.spec.profile import DeviceProfile, QueryProfile
+from gemel_ray.spec.profile import DeviceProfile, QueryProfile, Way
 from gemel_ray.spec.release import Manifest
 
 
 class KindCosts:
     """Profiles by kind of model. A release changes weights, which cost what they cost before."""
 
-    def __init__(self) -> None:
+    def __init__(self, ways: Sequence[Way] = ()) -> None:
+        """`ways` of computing are tried when something is measured."""
+        self._ways = sorted(ways)
         self._queries: dict[str, QueryProfile] = {}
         self._device: DeviceProfile | None = None
 
@@ -27,12 +30,15 @@ class KindCosts:
         """What was learnt, in JSON, for `recall`."""
         kinds = {kind: found.model_dump() for kind, found in self._queries.items()}
         device = None if self._device is None else self._device.model_copy(update={"queries": {}}).model_dump()
-        return json.dumps({"kinds": kinds, "device": device})
+        return json.dumps({"kinds": kinds, "device": device, "ways": self._ways})
 
     def recall(self, text: str, device: str) -> None:
-        """Take up what was learnt before on a device of that name. ValueError for what `dump` did not write."""
+        """Take up what was learnt before on a device of that name, when the same ways were tried.
+
+        ValueError for what `dump` did not write.
+        """
         known = json.loads(text)
-        if known["device"] is None or known["device"]["device"] != device:
+        if known["device"] is None or (known["device"]["device"], known.get("ways", [])) != (device, self._ways):
             return
         self._queries |= {kind: QueryProfile.model_validate(found) for kind, found in known["kinds"].items()}
         self._device = DeviceProfile.model_validate(known["device"])

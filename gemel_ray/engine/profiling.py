@@ -81,6 +81,7 @@ def profile_store(
     repeats: int = 3,
     reload_from: ReloadFrom = "memory",
     allow_factories: bool = False,
+    ways: Sequence[Way] = (),
 ) -> DeviceProfile:
     """`measure_profile` for a release in a store; its blobs are copied to a local folder first, and forgotten."""
     store = open_store(uri)
@@ -93,6 +94,7 @@ def profile_store(
             repeats=repeats,
             reload_from=reload_from,
             allow_factories=allow_factories,
+            ways=ways,
         )
 
 

@@ -61,6 +61,7 @@ class EdgeBox:
             allow_factories=options.allow_factories,
             threads=options.threads or os.cpu_count(),
             reload_from=options.reload_from,
+            ways=node.ways,
         )
         self._node = node.name
         self._changes = StoreChanges(store, follows=release is None)

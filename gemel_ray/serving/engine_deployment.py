@@ -106,6 +106,7 @@ def _engine(node: NodeOptions, *, allow_factories: bool) -> Engine:
         allow_factories=allow_factories,
         threads=threads,
         reload_from=node.reload_from,
+        ways=node.ways,
     )
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 
 from gemel_ray.serving.options import NodeOptions
 from gemel_ray.spec.errors import InputError, ServingError, nearest
+from gemel_ray.spec.profile import ways_named
 from gemel_ray.spec.units import parse_bytes
 from gemel_ray.spec.workload import Workload
 
 
-def node_options(workload: Workload, name: str | None, memory: str | None) -> NodeOptions:
+def node_options(workload: Workload, name: str | None, memory: str | None, ways: Sequence[str] = ()) -> NodeOptions:
     """What this machine offers as one of a workload's nodes; `memory` replaces the node's own.
 
-    Raises InputError for a node that the workload does not have, and where it has none and no memory is given.
+    Raises InputError for a node that the workload does not have, where it has none and no memory is given, and for
+    ways to compute that are not known.
     """
     nodes = {node.name: node for node in workload.nodes}
     if name is not None and name not in nodes:
@@ -23,9 +26,14 @@ def node_options(workload: Workload, name: str | None, memory: str | None) -> No
     if not nodes:
         if memory is None:
             raise InputError(f"workload {workload.name!r} has no 'nodes'; add one, or say --memory 2GiB")
-        return NodeOptions(memory=_checked_memory(memory))
+        return NodeOptions(memory=_checked_memory(memory), ways=ways_named(ways))
     node = nodes[name or next(iter(nodes))]
-    return NodeOptions(name=node.name, memory=_checked_memory(memory) if memory else node.memory, device=node.device)
+    return NodeOptions(
+        name=node.name,
+        memory=_checked_memory(memory) if memory else node.memory,
+        device=node.device,
+        ways=ways_named(ways),
+    )
 
 
 def _checked_memory(memory: str) -> int:

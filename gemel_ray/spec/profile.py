@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from gemel_ray.spec.errors import InputError, nearest
 from gemel_ray.spec.strict import Strict
 
 # How a model is computed; see engine.ways.
 Way = Literal["plain", "channels_last", "bfloat16", "float16"]
+WAYS: tuple[Way, ...] = get_args(Way)
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -55,3 +58,14 @@ class DeviceProfile(Strict):
         profile = self.queries[query]
         fitting = [size for size in profile.batch_sizes if size >= batch_size]
         return profile.run_ms[fitting[0] if fitting else profile.batch_sizes[-1]]
+
+
+def ways_named(names: Iterable[str]) -> tuple[Way, ...]:
+    """The ways of these names, each once. InputError for one that is not known."""
+    known: dict[str, Way] = {way: way for way in WAYS}
+    found: dict[Way, None] = {}
+    for name in names:
+        if name not in known:
+            raise InputError(f"--way {name!r} is no way to compute; {nearest(name, WAYS)}")
+        found[known[name]] = None
+    return tuple(found)

@@ -88,3 +88,10 @@ def test_a_truncated_blob_is_found_and_never_served(tmp_path, gemel):
     printed = gemel(tmp_path, "serve", written(tmp_path), "--store", "store", code=1)
     assert "is damaged" in printed
     assert "restore the file" in printed
+
+
+@pytest.mark.parametrize("command", ["profile", "serve", "edge"])
+def test_a_way_to_compute_that_is_not_known_is_refused_with_the_nearest_one(tmp_path, gemel, command):
+    told = {"profile": ("store",)}.get(command, (written(tmp_path), "--store", "store"))
+    printed = gemel(tmp_path, command, *told, "--way", "bfloat61", code=2)
+    assert "--way 'bfloat61' is no way to compute; did you mean 'bfloat16'" in printed

@@ -14,7 +14,19 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="module")
 def profiled(made, tmp_path_factory, gemel):
     folder = tmp_path_factory.mktemp("profile")
-    options = ("--device", "cpu", "--repeats", "1", "--reload-from", "disk", "--out", "profile.json", "--json")
+    options = (
+        "--device",
+        "cpu",
+        "--repeats",
+        "1",
+        "--reload-from",
+        "disk",
+        "--way",
+        "channels_last",
+        "--out",
+        "profile.json",
+        "--json",
+    )
     return folder / "profile.json", gemel(folder, "profile", made.store, *options)
 
 
@@ -23,6 +35,7 @@ def test_a_profile_names_every_query_and_is_marked_as_measured(profiled):
     assert json.loads(path.read_text()) == document
     assert set(document["queries"]) == set(CLASSIFIERS)
     assert document["estimated"] is False
+    assert {query["way"] for query in document["queries"].values()} <= {"plain", "channels_last"}
     assert all(took > 0 for query in document["queries"].values() for took in query["run_ms"].values())
 
 

@@ -8,6 +8,7 @@ from tiny_release import noise, publish_tiny_release
 
 from gemel_ray.engine.blobs import open_blobs
 from gemel_ray.engine.engine import Engine
+from gemel_ray.engine.kinds import KindCosts
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.profiling import measure_profile
 from gemel_ray.engine.residence import Residence
@@ -80,6 +81,17 @@ def test_a_profile_tells_the_way_it_measured_and_without_others_that_is_plain(re
     assert {query.way for query in profile.queries.values()} == {"plain"}
     tried = measure_profile(release.manifest, fetch, device, batch_sizes=(1,), repeats=3, ways=("channels_last",))
     assert {query.way for query in tried.queries.values()} <= {"plain", "channels_last"}
+
+
+def test_costs_known_from_before_hold_where_the_same_ways_were_tried(release, fetch, device):
+    profile = measure_profile(release.manifest, fetch, device, batch_sizes=(1,), repeats=1)
+    before = KindCosts(("channels_last", "bfloat16"))
+    before.learn(release.manifest, profile)
+    same, other = KindCosts(("bfloat16", "channels_last")), KindCosts()
+    for costs in (same, other):
+        costs.recall(before.dump(), profile.device)
+    assert same.unknown(release.manifest) == ()
+    assert len(other.unknown(release.manifest)) == 2
 
 
 def test_an_engine_computes_in_the_way_of_its_profile(release, fetch, device):

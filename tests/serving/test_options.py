@@ -38,3 +38,10 @@ def test_a_relative_store_is_found_from_the_working_directory_otherwise(tmp_path
 
 def test_a_store_elsewhere_keeps_its_address():
     assert parse_options({"store": "s3://bucket/store"}).store == "s3://bucket/store"
+
+
+def test_a_node_may_be_told_ways_to_compute_and_a_wrong_one_is_named():
+    (node,) = parse_options({"store": "x", "nodes": [NODE | {"ways": ["channels_last", "bfloat16"]}]}).nodes
+    assert node.ways == ("channels_last", "bfloat16")
+    with pytest.raises(InputError, match=r"nodes\.0\.ways\.0.*bfloat16.*'bf16'"):
+        parse_options({"store": "x", "nodes": [NODE | {"ways": ["bf16"]}]})
