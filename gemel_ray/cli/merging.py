@@ -109,6 +109,12 @@ def search(
     logs: Annotated[
         Path | None, typer.Option(help="Keep every trial's TensorBoard, JSON-lines and CSV logs in this folder.")
     ] = None,
+    from_release: Annotated[
+        int | None, typer.Option(min=1, help="Go on from what this release of the store has merged already.")
+    ] = None,
+    apart: Annotated[
+        str | None, typer.Option(help="With --from-release: queries that share nothing at first, such as a,b.")
+    ] = None,
     seed: int = 0,
     resume: Annotated[bool, typer.Option(help="Take up an interrupted search of this workload.")] = False,
     as_json: AsJson = False,
@@ -126,13 +132,16 @@ def search(
         raise InputError(f"--objective {objective!r} is not known; choose distillation or labels")
     if start not in ("aligned", "mean", "member"):
         raise InputError(f"--start {start!r} is not known; choose aligned, mean or member")
+    if apart is not None and from_release is None:
+        raise InputError(f"--apart {apart!r} takes queries out of a release; name it with --from-release")
     settings = SearchSettings(
         max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
         start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
     )  # fmt: skip
     options = SearchOptions(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, settings=settings,
-        allow_factories=allow_factories, resume=resume, logs=logs,
+        allow_factories=allow_factories, resume=resume, logs=logs, from_release=from_release,
+        apart=tuple(apart.split(",")) if apart else (),
     )  # fmt: skip
     _search_and_show(load_workload(workload), store, options, operating_points, as_json)
 

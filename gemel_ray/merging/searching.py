@@ -16,6 +16,7 @@ from torch import nn
 from gemel_ray.merging.progress import Progress
 from gemel_ray.merging.searcher import MergeSearcher, StopSuperseded
 from gemel_ray.merging.session import ray_session
+from gemel_ray.merging.starting import originals_in_store, originals_of_workload, taken_apart
 from gemel_ray.merging.trainable import MergeTrial
 from gemel_ray.policy.grouping import group_repeats, independent_sets
 from gemel_ray.policy.search import SearchSettings, SearchState, begin
@@ -25,9 +26,7 @@ from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.releases import publish_originals
-from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.inspection import analyze
-from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.similarity import relatives
 from gemel_ray.weights.files import absolute_uri
 from gemel_ray.weights.store import Store, open_store
@@ -52,6 +51,10 @@ class SearchOptions:
     minutes: float = math.inf
     allow_factories: bool = False
     resume: bool = False
+    # Go on from what this release has merged already, with its originals from the store instead of the workload's
+    # weights; the queries named in `apart` share nothing at first.
+    from_release: int | None = None
+    apart: tuple[str, ...] = ()
     # Where to keep what Tune writes of every trial (TensorBoard, JSON lines, CSV); nowhere without it.
     logs: Path | None = None
 
@@ -90,10 +93,7 @@ def _prepare(
     report: Report,
     frames: Mapping[str, QueryData] | None,
 ) -> tuple[dict[str, QueryData], Progress]:
-    models = {q.name: build_model(q.model, allow_factories=options.allow_factories) for q in workload.queries}
-    for query in workload.queries:
-        load_weights(models[query.name], query.model)
-        models[query.name].to(training_device())
+    models = _originals(workload, store, options)
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
     data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
@@ -105,17 +105,25 @@ def _prepare(
                 f"{store.locate()}: there is no search of {workload.name!r} to resume; leave out --resume"
             )
         return data, progress
-    originals = publish_originals(store, workload, models, seed=options.seed)
-    states = initial_states(workload, models, originals, options)
-    progress = Progress(store, name, states, root=originals.release)
+    if options.from_release is None:
+        start = publish_originals(store, workload, models, seed=options.seed)
+    else:
+        start = taken_apart(store, options.from_release, options.apart)
+    progress = Progress(store, name, initial_states(workload, models, start, options), root=start.release)
     progress.save()
     return data, progress
 
 
+def _originals(workload: Workload, store: Store, options: SearchOptions) -> dict[str, nn.Module]:
+    if options.from_release is None:
+        return originals_of_workload(workload, allow_factories=options.allow_factories)
+    return originals_in_store(workload, store, options.from_release, allow_factories=options.allow_factories)
+
+
 def initial_states(
-    workload: Workload, models: Mapping[str, nn.Module], originals: Manifest, options: SearchOptions
+    workload: Workload, models: Mapping[str, nn.Module], start: Manifest, options: SearchOptions
 ) -> list[SearchState]:
-    """One state for each set of models that share nothing with the others."""
+    """One state for each set of models that share nothing with the others, and what of it `start` shares already."""
     analysis = analyze(workload, allow_factories=options.allow_factories)
     beyond = () if options.paper else group_repeats(analysis.inventories)
     alike = relatives(models, analysis.groups)
@@ -128,7 +136,8 @@ def initial_states(
             _within(analysis.groups, queries),
             relatives=_within(alike, queries),
             beyond=_within(beyond, queries),
-            release=originals.release,
+            accepted=start.merge_configuration.within(queries),
+            release=start.release,
             settings=settings,
             seed=options.seed,
             name=min(queries),

@@ -90,16 +90,18 @@ def begin(
     *,
     release: int,
     settings: SearchSettings,
+    accepted: MergeConfiguration | None = None,
     seed: int = 0,
     relatives: Sequence[LayerGroup] = (),
     beyond: Sequence[LayerGroup] = (),
     name: str = "",
 ) -> SearchState:
-    """A search over groups, starting from a release of the originals."""
+    """A search over groups, starting from a release of the originals, or from one that shares what is `accepted`."""
     across, alike, wider = (MergeConfiguration.of(found).shared for found in (groups, relatives, beyond))
     state = SearchState(
-        name=name, groups=across, relatives=alike, beyond=wider, settings=settings, seed=seed, release=release
-    )
+        name=name, groups=across, relatives=alike, beyond=wider, settings=settings, seed=seed, release=release,
+        accepted=accepted or MergeConfiguration(),
+    )  # fmt: skip
     return _propose(state)
 
 

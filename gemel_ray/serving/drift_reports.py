@@ -39,6 +39,8 @@ class DriftEvent(BaseModel):
     reverted_in: int | None = None
     # How it was reverted, or why it was not.
     outcome: str = ""
+    # The store's release that a re-merge goes on from.
+    from_release: int | None = None
     # Frames and workload for a re-merge, and the command line that does it.
     folder: str | None = None
     command: str | None = None

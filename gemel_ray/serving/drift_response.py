@@ -69,14 +69,15 @@ class DriftResponse:
         """The newest, oldest first."""
         return self._events
 
-    def __call__(self, query: str, reply: DriftReply, release: int) -> None:
-        """Revert, and tell what was done; never raises for what can be told instead."""
+    def __call__(self, query: str, reply: DriftReply, release: int, from_release: int | None = None) -> None:
+        """Revert, and tell what was done; never raises for what can be told instead. A re-merge goes on from
+        `from_release`, which is that of the store where `release` is this box's own."""
         event = DriftEvent(
             at=datetime.now(UTC).isoformat(timespec="seconds"), query=query, release=release,
-            agreement=reply.agreement, floor=reply.floor, samples=reply.samples,
+            agreement=reply.agreement, floor=reply.floor, samples=reply.samples, from_release=from_release,
         )  # fmt: skip
         number, outcome = self._reverted(query)
-        made = self._made_ready(query)
+        made = self._made_ready(event)
         event = event.model_copy(update={"reverted_in": number, "outcome": outcome, **made})
         log.warning("drift: %s", event.model_dump_json())
         with self._lock:
@@ -100,8 +101,9 @@ class DriftResponse:
         except GemelError as error:
             return None, f"not reverted: {error}"
 
-    def _made_ready(self, query: str) -> dict[str, str]:
+    def _made_ready(self, event: DriftEvent) -> dict[str, str]:
         """Where the workload of a re-merge lies, and the command that starts it."""
+        query = event.query
         kept = self._kept(query)
         if self._workload is None or kept is None:
             return {}
@@ -113,17 +115,20 @@ class DriftResponse:
         except (OSError, StoreError) as error:
             log.warning("the re-merge of %s is not made ready: %s", query, error)
             return {}
-        return {"folder": str(folder), "command": shlex.join(["gemel", *self._arguments(folder / "workload.yaml")])}
+        command = shlex.join(["gemel", *self._arguments(folder / "workload.yaml", event)])
+        return {"folder": str(folder), "command": command}
 
-    def _arguments(self, workload: Path) -> list[str]:
+    def _arguments(self, workload: Path, event: DriftEvent) -> list[str]:
         more = self._options.remerge.arguments if self._options.remerge else ()
-        return ["search", str(workload), "--store", self._store, *more]
+        # What the other queries share stays; this one is merged into it anew, on its newest frames.
+        start = ["--from-release", str(event.from_release), "--apart", event.query] if event.from_release else []
+        return ["search", str(workload), "--store", self._store, *start, *more]
 
     def _submit_one(self, event: DriftEvent, options: RemergeOptions) -> None:
-        self._made_ready(event.query)
+        self._made_ready(event)
         folder = Path(str(event.folder))
         try:
-            job = self._submit(options, folder, self._arguments(Path("workload.yaml")))
+            job = self._submit(options, folder, self._arguments(Path("workload.yaml"), event))
         except GemelError as error:
             log.warning("the re-merge of %s is not submitted: %s", event.query, error)
             return

@@ -46,6 +46,8 @@ class DriftService:
             options, workload, store, folder, revert=revert, kept=self.watch.kept, submit=_submit
         )
         self._is_watching = False
+        # The store's releases, by those that were served here.
+        self._followed: dict[int, int] = {}
 
     def start(self, manifest: Manifest) -> None:
         """Watch a release that is being served, on a thread of its own."""
@@ -58,6 +60,7 @@ class DriftService:
 
     def serve(self, manifest: Manifest) -> None:
         """Another release is being served."""
+        self._followed[manifest.release] = followed_release(manifest)
         originals: Originals | None = None
         try:
             root = self._follower.originals(manifest)
@@ -83,7 +86,7 @@ class DriftService:
         # While this thread waited, another release may have come, of which nothing is known yet.
         found = self.watch.report().get(query)
         if found is not None and found.verdict == "drifted":
-            self._response(query, reply, release)
+            self._response(query, reply, release, self._followed.get(release))
 
 
 def locally_reverted(manifest: Manifest, root: Manifest, query: str) -> Manifest:

@@ -7,13 +7,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gemel_ray.engine.originals import Originals
 from gemel_ray.engine.sampling import SampledFrame
 from gemel_ray.policy.drift import Compared, DriftSettings, DriftState, evidence_fraction, observe
+from gemel_ray.serving.drift_memory import DriftMemory
 from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.drift_reports import DriftReply
 from gemel_ray.spec.answers import Answer, Classified, Detected
@@ -54,7 +55,7 @@ class _Watched:
     settings: DriftSettings
     # Releases that serve this very model.
     releases: set[int]
-    state: DriftState = field(default_factory=DriftState)
+    state: DriftState
 
 
 class DriftWatch:
@@ -67,6 +68,7 @@ class DriftWatch:
         self._samples = samples
         self._folder = Path(folder)
         self._on_drift = on_drift
+        self._memory = DriftMemory(self._folder)
         self._originals: Originals | None = None
         self._watched: Mapping[str, _Watched] = {}
         self._kept: dict[str, KeptFrames | None] = {}
@@ -81,6 +83,7 @@ class DriftWatch:
         """Watch this release from now on. Queries whose weights stay keep what is known of them; those that run their
         originals have nothing to drift from, and only their frames are kept. Without `originals` nothing is watched."""
         with self._lock:
+            self._memory.forget_others(manifest.queries)
             self._originals = originals
             self._served = manifest.queries
             root = originals.root.queries if originals else {}
@@ -130,7 +133,8 @@ class DriftWatch:
         if former is not None and former.released.weights == released.weights:
             former.releases.add(release)
             return former
-        return _Watched(released, self._options.settings(released.query.accuracy_target), {release})
+        settings = self._options.settings(released.query.accuracy_target)
+        return _Watched(released, settings, {release}, self._memory.recall(released, settings))
 
     def _observe(self, sample: SampledFrame, watched: _Watched, reference: Answer) -> None:
         before = watched.state
@@ -139,6 +143,10 @@ class DriftWatch:
         if watched.state.verdict == "drifted" and before.verdict == "holding":
             log.warning("query %s has drifted: %s", sample.query, _reply(watched))
             self._on_drift(sample.query, _reply(watched), sample.release)
+        # After what follows from it: a process that dies in between finds the drift once more.
+        if watched.state.blocks > before.blocks:
+            with self._lock:
+                self._memory.keep(watched.released, watched.settings, watched.state)
 
     def _keep(self, sample: SampledFrame, reference: Answer) -> None:
         try:

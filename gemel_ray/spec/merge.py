@@ -81,6 +81,13 @@ class MergeConfiguration(Strict):
             shared.append(_united((addition, *touching)))
         return MergeConfiguration(shared=tuple(sorted(shared, key=memory_forward_key)))
 
+    def within(self, queries: Iterable[str]) -> MergeConfiguration:
+        """The shared layers that belong to these queries alone."""
+        wanted = set(queries)
+        return MergeConfiguration(
+            shared=tuple(layer for layer in self.shared if wanted.issuperset(member.query for member in layer.members))
+        )
+
     @property
     def saved_bytes(self) -> int:
         """Bytes spared against a private copy for every member."""

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,6 +65,27 @@ def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder)
     assert manifest["bytes_after"] < manifest["bytes_before"]
     assert all(query["accuracy"]["agreement"] >= 0.7 for query in manifest["queries"].values())
     assert json.loads(finished(gemel(folder, "verify", "store", "--json"))) == []
+
+
+def test_a_search_goes_on_from_what_a_release_has_merged(folder):
+    """As after drift: one query shares nothing any more and sees another camera; its originals come from the store."""
+    shutil.copytree(folder / "store", folder / "again")
+    before = json.loads(finished(gemel(folder, "releases", "again", "--json")))
+    head = next(row["release"] for row in before if row["is_head"])
+    (folder / "drifted.yaml").write_text(TINY_WORKLOAD.replace("originals/", "gone/").replace("seed: 0", "seed: 5"))
+    more = ("again", "--trials", "2", "--from-release", str(head), "--apart")
+    search = ("search", "drifted.yaml", *SEARCH[2:], *more, "a_cars")
+    manifest = json.loads(finished(gemel(folder, *search)))
+    after = json.loads(finished(gemel(folder, "releases", "again", "--json")))
+    new = {row["release"]: row["parent"] for row in after if row["release"] > max(row["release"] for row in before)}
+    apart, *improved = sorted(new)
+    assert new[apart] == head
+    assert [new[number] for number in improved] == [apart, *improved[:-1]]
+    assert manifest["release"] == improved[-1] == next(row["release"] for row in after if row["is_head"])
+    assert manifest["bytes_after"] < next(row["bytes_after"] for row in after if row["release"] == apart)
+    refused = gemel(folder, *search[:-1], "b_car")
+    assert "did you mean 'b_cars'" in refused.communicate(timeout=240)[1]
+    assert refused.returncode == 2
 
 
 def test_one_worker_without_a_break_comes_to_the_same_release_and_keeps_its_logs(folder):

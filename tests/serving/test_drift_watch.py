@@ -1,7 +1,10 @@
 """The drift watch on a real engine: what drifts is found, reverted and told; what holds is left alone."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 
 import pytest
@@ -9,6 +12,8 @@ from drift_kit import BAD, FRAMES, GOOD, a_workload, publish_drifting
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gemel_ray.policy.drift import DriftState, observe
+from gemel_ray.serving.drift_memory import DriftMemory
 from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
 from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
 from gemel_ray.serving.drift_response import DriftResponse, with_feed
@@ -27,6 +32,22 @@ NEVER_S = 80_000
 WAIT_S = 120
 # Every frame that comes is sampled, nearly.
 DRIFT = DriftOptions(sample_every_s=1e-3, false_alarm_days=1e-4)
+
+
+# Drift is found so late that a restart comes before.
+WATCHED = DRIFT.model_copy(update={"false_alarm_days": 30_000})
+WATCH_AND_WAIT = """
+import sys, json, time
+from pathlib import Path
+from test_drift_watch import *
+store, folder = Path(sys.argv[1]), Path(sys.argv[2])
+options = EdgeOptions(cache=str(folder / "disk"), poll_every_s=NEVER_S, threads=1, drift=WATCHED)
+box = EdgeBox(str(store), NodeOptions(memory=1 << 26, device="cpu"), options, workload=a_workload(folder))
+box.start()
+feed(box, lambda: box._drift.watch.report()[GOOD].samples > 80, [GOOD])
+print(box._drift.watch.report()[GOOD].model_dump_json(), flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -93,7 +114,8 @@ def test_the_re_merge_is_made_ready_with_the_frames_and_the_originals_answers(st
     client = client_of(box)
     feed(box, lambda: status_of(client)["drift_events"])
     (event,) = status_of(client)["drift_events"]
-    assert event["command"] == f"gemel search {event['folder']}/workload.yaml --store {store}"
+    search = f"gemel search {event['folder']}/workload.yaml --store {store}"
+    assert event["command"] == f"{search} --from-release 2 --apart {BAD}"
     workload = load_workload(f"{event['folder']}/workload.yaml")
     assert {query.name: query.feed for query in workload.queries} == {BAD: f"{BAD}_drift", GOOD: "f"}
     frames = list(open_feed("kept", workload.feeds[f"{BAD}_drift"]).frames())
@@ -158,6 +180,38 @@ def test_events_are_remembered_after_a_restart(store, box_of, client_of):
     assert status_of(client_of(box_of()))["drift_events"] == [event]
 
 
+def test_a_watch_that_is_killed_goes_on_where_it_was(store, box_of, client_of, tmp_path):
+    """In a process of its own, which is killed with SIGKILL between two frames."""
+    command = [sys.executable, "-c", WATCH_AND_WAIT, str(store), str(tmp_path)]
+    here = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=here) as watching:
+        told = json.loads(watching.stdout.readline())
+        watching.kill()
+    assert told["verdict"] == "holding"
+    found = drift_of(client_of(box_of(WATCHED)), GOOD)
+    whole = told["samples"] - found["samples"]
+    assert 0 <= whole < 64, "all blocks but the one under way"
+    assert found["samples"] >= 8
+    assert found["agreement"] == pytest.approx(told["agreement"])
+    assert box_of(DRIFT)._drift.watch.report()[GOOD].samples == 0, "evidence for another test is none for this one"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"a": 1}', '{"south_cars": {"weights": {}, "settings": {}, "state": {}}}']
+)
+def test_evidence_that_cannot_be_read_begins_anew(store, box_of, client_of, tmp_path, text):
+    released = open_store(store).manifest(2).queries[GOOD]
+    (tmp_path / "drift-evidence.json").write_text(text)
+    settings = DRIFT.settings(0.9)
+    memory = DriftMemory(tmp_path)
+    assert memory.recall(released, settings) == DriftState()
+    known = observe(DriftState(), compared(Classified("car", ()), Classified("car", ())), settings)
+    memory.keep(released, settings, known)
+    assert DriftMemory(tmp_path).recall(released, settings) == known
+    other = released.model_copy(update={"weights": {"": "0" * 64}})
+    assert DriftMemory(tmp_path).recall(other, settings) == DriftState()
+
+
 def test_nobody_watches_unless_asked_to(store, box_of, client_of):
     box = box_of(drift=None)
     feed(box, lambda: True)
@@ -193,7 +247,7 @@ def test_a_re_merge_is_submitted_once_there_are_frames_enough_and_somebody_who_t
         options, a_workload(tmp_path), "s3://bucket/store", tmp_path,
         revert=lambda query: (3, "done"), kept=lambda query: kept, submit=cluster,
     )  # fmt: skip
-    response(BAD, DriftReply(verdict="drifted", agreement=0.5, floor=0.9, samples=100, evidence_fraction=1), 2)
+    response(BAD, DriftReply(verdict="drifted", agreement=0.5, floor=0.9, samples=100, evidence_fraction=1), 9, 2)
     cluster.is_away = False
     response.submit_what_is_ready()
     assert cluster.jobs == [], "too few frames"
@@ -204,7 +258,8 @@ def test_a_re_merge_is_submitted_once_there_are_frames_enough_and_somebody_who_t
     cluster.is_away = False
     for _ in range(3):
         response.submit_what_is_ready()
-    wanted = ["search", "workload.yaml", "--store", "s3://bucket/store", "--trials", "9"]
+    wanted = ["search", "workload.yaml", "--store", "s3://bucket/store"]
+    wanted += ["--from-release", "2", "--apart", BAD, "--trials", "9"]
     assert cluster.jobs == [("http://head:8265", tmp_path / BAD, wanted)]
     assert response.events[0].job == "job-1"
     written = json.loads((tmp_path / "drift-events.json").read_text())
