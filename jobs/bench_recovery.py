@@ -41,7 +41,7 @@ from gemel_ray.weights.store import Store, open_store
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="token",
-    RAY_AUTH_TOKEN=secrets.token_hex(32),
+    RAY_AUTH_TOKEN=os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32),
     RAY_health_check_initial_delay_ms="0",
     RAY_health_check_period_ms="500",
     RAY_health_check_timeout_ms="1000",
@@ -95,6 +95,9 @@ class Cameras:
                 now_s = time.monotonic()
                 self.replies.append(Reply(now_s, query, kind, (now_s - begun_s) * 1e3))
                 turn += 1
+                # Where nobody listens, asking takes no time at all.
+                if kind == "failed":
+                    self._ended.wait(0.05)
 
     def _judged(self, client: httpx.Client, query: str, frame: int, body: bytes) -> str:
         path, headers = f"/v1/queries/{query}/frames?slo_ms=60000", {"content-type": "image/png"}

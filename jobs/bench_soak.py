@@ -1,9 +1,11 @@
 """Benchmark: the engine at overload for minutes on end: is the budget ever exceeded, does the process grow?
 
     python jobs/bench_soak.py --minutes 10
+    python jobs/bench_soak.py --minutes 30 --over 2.0     # through HTTP, at twice what can be sustained
 
 Cameras send more frames than the device can answer, to models that do not fit the budget together. A watcher that
 knows nothing of the engine's ledger adds up the memory behind all tensors every so often, and reads the process's size.
+With `--over`, the same models are served by `gemel edge` in a process of its own: see soak_http.py.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import mmap
 import statistics
+import tempfile
 import threading
 import time
 from concurrent.futures import Future
@@ -19,13 +22,14 @@ from typing import Any
 
 import numpy as np
 import records
+import soak_http
 import torch
-from untrained import release
+from untrained import publish, release
 
 from gemel_ray.engine.blobs import Fetch
 from gemel_ray.engine.devices import device_name
 from gemel_ray.engine.engine import Engine
-from gemel_ray.engine.profiling import measure_profile
+from gemel_ray.engine.profiling import measure_profile, profile_store
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
@@ -33,6 +37,7 @@ from gemel_ray.spec.units import format_bytes
 
 ARCHITECTURES = ("resnet18", "resnet18", "resnet34", "mobilenet_v3_large", "mobilenet_v3_large", "squeezenet1_1")
 INPUT_SIZE = 64
+SLO_MS = 200.0
 STATM = Path("/proc/self/statm")
 Sample = dict[str, float]
 
@@ -138,6 +143,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--fps", type=float, default=30, help="of every query; far more than can be answered")
+    parser.add_argument("--over", type=float, help="through HTTP, at so many times the sustainable rate; not --fps")
     parser.add_argument("--every", type=float, default=0.25, help="seconds between two samples")
     parser.add_argument("--share-held", type=float, default=0.3, help="of the way from the largest model alone to all")
     parser.add_argument("--merged", action="store_true", help="share all that can be shared")
@@ -147,15 +153,43 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def budget_of(manifest: Manifest, profile: DeviceProfile, share_held: float) -> int:
+    """A part of the way from the largest model alone to all of them, beside the workspace of one frame."""
+    alone = [sum(manifest.blobs[sha].tensor_bytes for sha in manifest.blobs_of(name)) for name in manifest.queries]
+    workspace = max(min(query.workspace_bytes.values()) for query in profile.queries.values())
+    return round(max(alone) + workspace + share_held * (manifest.bytes_after - max(alone)))
+
+
+def over_http(options: argparse.Namespace) -> None:
+    """The soak through the real endpoint, and its record."""
+    with tempfile.TemporaryDirectory(prefix="gemel-soak-") as name:
+        folder = Path(name)
+        manifest = publish(
+            folder / "store", ARCHITECTURES, input_size=INPUT_SIZE, fps=30, slo_ms=SLO_MS, merged=options.merged
+        )
+        profile = profile_store(str(folder / "store"), None, device=options.device)
+        found = soak_http.soak(
+            folder, list(manifest.queries), budget_bytes=budget_of(manifest, profile, options.share_held),
+            size=INPUT_SIZE, slo_ms=SLO_MS, over=options.over, minutes=options.minutes, device=options.device,
+            threads=options.threads,
+        )  # fmt: skip
+    print(
+        f"{found['came_of_them']}\nlatency of fresh answers: {found['latency_ms']}, "
+        f"{100 * found['within_slo_fraction']:.2f} % within {SLO_MS:g} ms\n"
+        f"process: {found['process_bytes_most'] / 1e6:.0f} MB at most, {100 * found['process_growth_fraction']:+.2f} %"
+    )
+    print(f"raw numbers: {records.write(records.heading('bench_soak') | found, f'{options.machine}-http')}")
+
+
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
-    with release(ARCHITECTURES, input_size=INPUT_SIZE, fps=options.fps, slo_ms=200, merged=options.merged) as held:
+    if options.over is not None:
+        return over_http(options)
+    with release(ARCHITECTURES, input_size=INPUT_SIZE, fps=options.fps, slo_ms=SLO_MS, merged=options.merged) as held:
         manifest, cache = held
         profile = measure_profile(manifest, cache.fetch, options.device)
-        alone = [sum(manifest.blobs[sha].tensor_bytes for sha in manifest.blobs_of(name)) for name in manifest.queries]
-        workspace = max(min(query.workspace_bytes.values()) for query in profile.queries.values())
-        budget_bytes = round(max(alone) + workspace + options.share_held * (manifest.bytes_after - max(alone)))
+        budget_bytes = budget_of(manifest, profile, options.share_held)
         found = soak(manifest, cache.fetch, profile, budget_bytes, options)
     print(
         f"{options.minutes:g} minutes on {device_name(torch.device(options.device))} in {format_bytes(budget_bytes)}: "

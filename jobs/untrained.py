@@ -29,20 +29,38 @@ def release(
     architectures: Sequence[str], *, input_size: int, fps: float, slo_ms: float, merged: bool, seed: int = 0
 ) -> Iterator[tuple[Manifest, LocalCache]]:
     """One query for each architecture, published and pulled in temporary folders. Merged, all that can be shared is."""
+    with TemporaryDirectory(prefix="gemel-bench-") as folder:
+        store = Path(folder) / "store"
+        publish(store, architectures, input_size=input_size, fps=fps, slo_ms=slo_ms, merged=merged, seed=seed)
+        cache = LocalCache(open_store(store), Path(folder) / "box")
+        yield cache.pull(1), cache
+
+
+def publish(
+    folder: Path,
+    architectures: Sequence[str],
+    *,
+    input_size: int,
+    fps: float,
+    slo_ms: float,
+    merged: bool,
+    seed: int = 0,
+) -> Manifest:
+    """The same in a store of the caller's."""
     torch.manual_seed(seed)
     queries = {
         f"{place}_{name}": _query(f"{place}_{name}", name, input_size, fps, slo_ms)
         for place, name in enumerate(architectures)
     }
-    with TemporaryDirectory(prefix="gemel-bench-") as folder:
-        store = open_store(Path(folder) / "store", create=True)
-        models = {name: build_model(query.model) for name, query in queries.items()}
-        before = distinct_bytes(models.values())
-        configuration = _everything(models) if merged else MergeConfiguration()
-        bind(models, configuration)
-        states = {name: model.state_dict() for name, model in models.items()}
-        weights, blobs = store_models(store, states, configuration, layer_tensors(models, configuration))
-        manifest = Manifest(
+    store = open_store(folder, create=True)
+    models = {name: build_model(query.model) for name, query in queries.items()}
+    before = distinct_bytes(models.values())
+    configuration = _everything(models) if merged else MergeConfiguration()
+    bind(models, configuration)
+    states = {name: model.state_dict() for name, model in models.items()}
+    weights, blobs = store_models(store, states, configuration, layer_tensors(models, configuration))
+    return store.publish(
+        Manifest(
             release=1,
             workload_name="untrained",
             workload_hash="0" * 64,
@@ -53,9 +71,7 @@ def release(
             bytes_after=sum(info.tensor_bytes for info in blobs.values()),
             provenance=Provenance(created_at="", command="benchmark", seed=seed, versions={}),
         )
-        store.publish(manifest)
-        cache = LocalCache(store, Path(folder) / "box")
-        yield cache.pull(1), cache
+    )
 
 
 def _query(name: str, architecture: str, input_size: int, fps: float, slo_ms: float) -> Query:
