@@ -81,8 +81,9 @@ def look(browser: Browser, url: str, name: str, out: Path, *, full: bool) -> Non
 
 
 def compact(path: Path) -> None:
-    """The same picture in fewer bytes."""
-    Image.open(path).convert("RGB").save(path, optimize=True)
+    """The same picture in 256 colours, the few of bars and words among them as they are."""
+    picture = Image.open(path).convert("RGB")
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 @contextlib.contextmanager

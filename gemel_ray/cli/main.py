@@ -11,9 +11,14 @@ import typer
 from gemel_ray.cli import demo, doctor, edge, fleet, merging, placing, reporting, stores
 from gemel_ray.spec.errors import GemelError, InputError
 
+_EPILOG = """Start with `gemel demo`; `gemel COMMAND --help` shows examples. With --json, commands print one document on
+stdout, and progress goes to stderr. Exit codes: 0 done, 1 failed, 2 the input is wrong. `gemel --install-completion`
+teaches the shell to complete commands and options."""
+
 app = typer.Typer(
     name="gemel",
     help="Merge vision models until they fit the edge box.",
+    epilog=_EPILOG,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -13,6 +13,8 @@ def status_tables(document: Document) -> None:
     console = Console()
     if document["release"] is None:
         console.print("No engine has answered yet.")
+    if document.get("pinned") is not None:
+        console.print(f"Release {document['pinned']} is pinned: what is published later is not served.")
     console.print(_nodes(document))
     console.print(_queries(document))
     for line in _control(document.get("control")):

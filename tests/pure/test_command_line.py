@@ -1,11 +1,18 @@
 """The command as a person meets it: exit codes, errors of one screen, JSON."""
 
+import inspect
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from gemel_ray.cli.main import app
 
 EXAMPLE = Path(__file__).parents[2] / "serve_configs" / "workloads" / "streets.yaml"
 
@@ -36,3 +43,29 @@ def test_analysis_comes_as_json():
     document = json.loads(result.stdout)
     assert len(document["models"]) == 5
     assert document["shareable_bytes"] == sum(group["saved_bytes"] for group in document["groups"])
+
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_fits_a_terminal(command):
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80", "TERM": "dumb"})
+    assert result.exit_code == 0
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_examples_that_the_command_takes(command):
+    examples = re.findall(r"(?:^|Example: )(gemel .*)$", inspect.cleandoc(COMMANDS[command].help), re.MULTILINE)
+    assert examples
+    for example in examples:
+        name, *arguments = shlex.split(example)[1:]
+        assert name == command
+        COMMANDS[command].make_context(command, arguments)
+
+
+def test_the_help_tells_exit_codes_and_how_to_complete_commands():
+    text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERM": "dumb"}).stdout.split())
+    assert "Exit codes: 0 done, 1 failed, 2 the input is wrong" in text
+    assert "gemel --install-completion" in text

@@ -198,6 +198,24 @@ def test_a_new_head_and_the_way_back_reach_every_node_and_only_what_is_missing_i
     assert any("release 1 instead of 2" in text for text in told(control, "release"))
 
 
+def test_a_pinned_release_stays_while_others_are_published_until_it_is_unpinned(store, fleet):
+    control = control_of(fleet)
+    settle(control)
+    store[1].set_pin(1)
+    store[1].set_head(2)
+    settle(control, lambda control: control.reply.pinned == 1 and control.reply.is_settled)
+    assert control.reply.target == 1
+    assert {report.release for report in served(fleet).values() if report.queries} == {1}
+    store[1].set_pin(None)
+    settle(control, lambda control: control.reply.is_settled and control.reply.target == 2)
+    assert {report.release for report in served(fleet).values() if report.queries} == {2}
+    assert control.reply.pinned is None
+    assert [text for text in told(control, "release") if "pinned" in text] == [
+        "release 1 is pinned",
+        "release 1 is pinned no more",
+    ]
+
+
 def test_a_release_with_spoilt_weights_stops_at_the_first_node_and_says_why(store, fleet):
     control = control_of(fleet)
     settle(control)
