@@ -106,10 +106,11 @@ class Cameras:
         except httpx.HTTPError as error:
             self.reasons[type(error).__name__] += 1
             return "failed"
-        found = reply.json()
         if reply.status_code != 200:
-            self.reasons[str(found.get("error"))] += 1
+            # Ours is JSON with a reason, but while Serve starts its proxy answers by itself.
+            self.reasons[reply.text[:200]] += 1
             return "failed"
+        found = reply.json()
         wanted = [self._known[found["release"], query, other] for other in range(len(FRAMES))]
         scores = list(found["answer"]["scores"].values())
         if not found["fresh"]:

@@ -1,5 +1,6 @@
 """The house itself: what may be imported by what, and what importing costs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,3 +36,24 @@ def test_every_public_name_is_really_there():
 
 def test_the_licence_is_apache():
     assert "Apache License" in (Path(gemel_ray.__file__).parents[1] / "LICENSE").read_text()
+
+
+# What people read, and files that outlive the process. Durations and orders are by clocks that nobody sets.
+_WALL_CLOCK = {
+    "merging/progress.py": "when a trial ended, for the report's timeline",
+    "serving/drift_response.py": "when a query drifted, for people",
+    "serving/drift_watch.py": "names of kept frames, which never go back",
+    "serving/event_log.py": "when something happened, for people; the order is that of the log",
+    "training/releases.py": "when a release was made, for people",
+    "weights/files.py": "how long ago another process wrote a file",
+    "weights/maintenance.py": "when a release was made, and how long ago a file was written",
+}
+
+
+def test_only_what_outlives_a_process_looks_at_the_clock_on_the_wall():
+    root = Path(gemel_ray.__file__).parent
+    looks = re.compile(
+        r"\btime\.time(_ns)?\(|\bdatetime\.now\(|\butcnow\(|\bdate\.today\(|\blocaltime\(|from time import"
+    )
+    found = {str(path.relative_to(root)) for path in root.rglob("*.py") if looks.search(path.read_text())}
+    assert found == set(_WALL_CLOCK)

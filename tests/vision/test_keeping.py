@@ -73,3 +73,15 @@ def test_frames_of_the_same_millisecond_are_all_kept(tmp_path):
 def test_a_class_that_is_no_folder_is_refused(tmp_path, name):
     with pytest.raises(InputError, match="cannot be the name of a folder"):
         KeptFrames(tmp_path / "kept", ModelSpec(architecture="resnet18", classes=("background", name)), most_bytes=1)
+
+
+def test_a_clock_that_jumps_does_not_change_which_frames_are_the_newest(tmp_path):
+    one = KeptFrames(tmp_path / "one", CLASSIFIER, most_bytes=1 << 20)
+    one.keep(frame(), label("car"), 1)
+    most_bytes = 3 * one.held_bytes + 10
+    times_ms, values = [5_000, 4_000, 4_102_444_800_000, 10, 10], [20, 60, 100, 140, 180]
+    for at_ms, value in zip(times_ms, values, strict=True):
+        # Every time by another process, which knows the order by the names alone.
+        KeptFrames(tmp_path / "kept", CLASSIFIER, most_bytes=most_bytes).keep(frame(value), label("car"), at_ms)
+    frames = open_feed("f", KeptFrames(tmp_path / "kept", CLASSIFIER, most_bytes=most_bytes).feed(fps=5)).frames()
+    assert [round(float(found.image.mean())) for found in frames] == values[-3:]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
@@ -39,7 +37,9 @@ class KeptFrames:
             place.mkdir(parents=True, exist_ok=True)
         for leftover in self._folder.glob("*/*.part"):
             leftover.unlink()
-        found = sorted(self._folder.glob("*/*.jpg"), key=lambda path: path.name)
+        # Whatever else lies there is not ours.
+        own = [path for path in self._folder.glob("*/*.jpg") if path.stem.isdecimal()]
+        found = sorted(own, key=lambda path: path.name)
         self._kept = deque((path, _bytes(path)) for path in found)
         self._held_bytes = sum(held for _, held in self._kept)
 
@@ -54,11 +54,10 @@ class KeptFrames:
     def keep(self, image: Image, answer: Answer, at_ms: int) -> None:
         """Write a frame down with the original's answer; the oldest go. Raises OSError where the disk does not let it.
 
-        `at_ms` is milliseconds since 1970.
+        `at_ms` is milliseconds since 1970; a clock that was set back does not make a frame older than those before.
         """
-        folder = self._place_of(answer)
-        # Two frames of one millisecond, or a clock that was set back.
-        path = next(path for path in _names(folder, at_ms) if not path.exists())
+        newest_ms = int(self._kept[-1][0].stem) if self._kept else -1
+        path = self._place_of(answer) / f"{max(at_ms, newest_ms + 1):015d}.jpg"
         PIL.Image.fromarray(image).save(path.with_suffix(".part"), "JPEG", quality=_QUALITY, subsampling=0)
         if not isinstance(answer, Classified):
             boxes = [[box.label, box.x, box.y, box.width, box.height] for box in answer.boxes]
@@ -118,7 +117,3 @@ class KeptFrames:
 def _bytes(path: Path) -> int:
     boxes = path.with_suffix(_BOXES)
     return path.stat().st_size + (boxes.stat().st_size if boxes.exists() else 0)
-
-
-def _names(folder: Path, at_ms: int) -> Iterator[Path]:
-    return (folder / f"{later_ms:015d}.jpg" for later_ms in itertools.count(at_ms))
