@@ -25,7 +25,7 @@ from torch import nn
 
 from gemel_ray.merging.operating import aimed_at
 from gemel_ray.policy.grouping import group_repeats
-from gemel_ray.policy.search import SearchSettings
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.workload import Workload, load_workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher

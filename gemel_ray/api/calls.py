@@ -71,7 +71,7 @@ def search(
     """
     from gemel_ray.merging.searching import SearchOptions
     from gemel_ray.merging.searching import search as run_search
-    from gemel_ray.policy.search import SearchSettings
+    from gemel_ray.policy.search_state import SearchSettings
 
     options = SearchOptions(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, minutes=minutes, resume=resume,

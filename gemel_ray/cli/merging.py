@@ -88,6 +88,9 @@ def search(
     minutes: Annotated[
         float, typer.Option(min=0, help="Start no trial after so many minutes; --resume goes on.")
     ] = math.inf,
+    epochs: Annotated[
+        float, typer.Option(min=0, help="Passes over the longest feed's training frames, all trials together, at most.")
+    ] = math.inf,
     gate_margin: Annotated[
         float, typer.Option(min=0, max=1, help="How far below the target the gate's lower confidence bound may lie.")
     ] = 0.0,
@@ -100,6 +103,9 @@ def search(
     delta_rank: Annotated[
         int, typer.Option(min=0, help="Rank of the private corrections that a resisting layer is tried with; 0: none.")
     ] = 8,
+    mixed_frames: Annotated[
+        int, typer.Option(min=0, help="Blends of training frames to learn from beside the frames; 0: none.")
+    ] = 1024,
     operating_points: Annotated[
         str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
     ] = None,
@@ -125,7 +131,7 @@ def search(
     Example: gemel search workload.yaml --store ./store
     """
     from gemel_ray.merging.searching import SearchOptions
-    from gemel_ray.policy.search import SearchSettings
+    from gemel_ray.policy.search_state import SearchSettings
     from gemel_ray.spec.workload import load_workload
 
     if objective not in ("distillation", "labels"):
@@ -136,11 +142,11 @@ def search(
         raise InputError(f"--apart {apart!r} takes queries out of a release; name it with --from-release")
     settings = SearchSettings(
         max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
-        start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
+        start=start, delta_rank=delta_rank, mixed_frames=mixed_frames,  # type: ignore[arg-type]
     )  # fmt: skip
     options = SearchOptions(
-        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, settings=settings,
-        allow_factories=allow_factories, resume=resume, logs=logs, from_release=from_release,
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, epochs=epochs,
+        settings=settings, allow_factories=allow_factories, resume=resume, logs=logs, from_release=from_release,
         apart=tuple(apart.split(",")) if apart else (),
     )  # fmt: skip
     _search_and_show(load_workload(workload), store, options, operating_points, as_json)

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gemel_ray.policy.evidence import Prediction, judged
-from gemel_ray.policy.search import SearchState, advance, is_finished, is_superseded, winner
+from gemel_ray.policy.search import advance, is_finished, is_superseded, winner
+from gemel_ray.policy.search_state import SearchState
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 from gemel_ray.training.releases import publish_candidate

@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ray import tune
@@ -19,12 +19,14 @@ from gemel_ray.merging.session import ray_session
 from gemel_ray.merging.starting import originals_in_store, originals_of_workload, taken_apart
 from gemel_ray.merging.trainable import MergeTrial
 from gemel_ray.policy.grouping import group_repeats, independent_sets
-from gemel_ray.policy.search import SearchSettings, SearchState, begin
+from gemel_ray.policy.search import begin
+from gemel_ray.policy.search_state import SearchSettings, SearchState
 from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
+from gemel_ray.training.joint import BATCH_SIZE
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.similarity import relatives
@@ -49,6 +51,8 @@ class SearchOptions:
     settings: SearchSettings = field(default_factory=SearchSettings)
     # Start no further trial after so long; the search can be taken up again.
     minutes: float = math.inf
+    # Retrain for no more passes over the longest feed's training frames, all trials together.
+    epochs: float = math.inf
     allow_factories: bool = False
     resume: bool = False
     # Go on from what this release has merged already, with its originals from the store instead of the workload's
@@ -96,22 +100,38 @@ def _prepare(
     models = _originals(workload, store, options)
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
-    data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
-    name = search_name(workload)
     if options.resume:
-        progress = Progress.resume(store, name)
-        if progress is None:
-            raise SearchError(
-                f"{store.locate()}: there is no search of {workload.name!r} to resume; leave out --resume"
-            )
-        return data, progress
+        progress = _resumed(workload, store)
+    else:
+        progress = _begun(workload, store, models, bounded(options, frames))
+        progress.save()
+    blends = max((state.settings.mixed_frames for state in progress.states), default=0)
+    return {name: with_teacher(part, models[name], mixed_frames=blends) for name, part in frames.items()}, progress
+
+
+def _resumed(workload: Workload, store: Store) -> Progress:
+    progress = Progress.resume(store, search_name(workload))
+    if progress is None:
+        raise SearchError(f"{store.locate()}: there is no search of {workload.name!r} to resume; leave out --resume")
+    return progress
+
+
+def _begun(workload: Workload, store: Store, models: Mapping[str, nn.Module], options: SearchOptions) -> Progress:
     if options.from_release is None:
         start = publish_originals(store, workload, models, seed=options.seed)
     else:
         start = taken_apart(store, options.from_release, options.apart)
-    progress = Progress(store, name, initial_states(workload, models, start, options), root=start.release)
-    progress.save()
-    return data, progress
+    states = initial_states(workload, models, start, options)
+    return Progress(store, search_name(workload), states, root=start.release)
+
+
+def bounded(options: SearchOptions, frames: Mapping[str, QueryData]) -> SearchOptions:
+    """The same options with `epochs` as a number of steps, which is what a search counts."""
+    if math.isinf(options.epochs):
+        return options
+    longest = max(len(part.splits["train"].images) for part in frames.values())
+    most_steps = math.ceil(options.epochs * longest / BATCH_SIZE)
+    return replace(options, settings=options.settings.model_copy(update={"most_steps": most_steps}))
 
 
 def _originals(workload: Workload, store: Store, options: SearchOptions) -> dict[str, nn.Module]:
@@ -128,9 +148,7 @@ def initial_states(
     beyond = () if options.paper else group_repeats(analysis.inventories)
     alike = relatives(models, analysis.groups)
     sets = independent_sets((*analysis.groups, *beyond))
-    trials = max(options.settings.max_trials // max(len(sets), 1), 1)
-    narrowed = {"max_trials": trials} | ({"delta_rank": 0} if options.paper else {})
-    settings = options.settings.model_copy(update=narrowed)
+    settings = _of_one_set(options, max(len(sets), 1))
     return [
         begin(
             _within(analysis.groups, queries),
@@ -144,6 +162,17 @@ def initial_states(
         )
         for queries in sets
     ]
+
+
+def _of_one_set(options: SearchOptions, sets: int) -> SearchSettings:
+    """Budgets are divided evenly among independent sets."""
+    settings = options.settings
+    narrowed: dict[str, int] = {"max_trials": max(settings.max_trials // sets, 1)}
+    if settings.most_steps is not None:
+        narrowed["most_steps"] = settings.most_steps // sets
+    if options.paper:
+        narrowed |= {"delta_rank": 0, "mixed_frames": 0}
+    return settings.model_copy(update=narrowed)
 
 
 def _within(groups: Sequence[LayerGroup], queries: frozenset[str]) -> list[LayerGroup]:

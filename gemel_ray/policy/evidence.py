@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemel_ray.policy.additions import Addition
-from gemel_ray.policy.search import SearchState
+from gemel_ray.policy.search_state import SearchState
 from gemel_ray.spec.merge import MergeConfiguration
 
 

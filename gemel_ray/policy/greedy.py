@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gemel_ray.policy.additions import Addition, memory_forward
-from gemel_ray.policy.search import SearchSettings
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.strict import Strict

@@ -7,7 +7,8 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Kin: the same relatives with joint retraining, which they need
 little of. Leap: everything at once with joint retraining, on top of what was won so far: across and within models,
-then across models, each with and without the hardest. Divide: what is left, split by the queries that objected and in
+then across models, each with and without the hardest. Persist: wholes that failed close to their targets once more,
+with several times the steps. Divide: what is left, split by the queries that objected and in
 halves, memory-forward, down to two members of one group, the lightest included. Every failed addition is replaced by
 smaller ones or rejected, so the search terminates.
 """
@@ -15,19 +16,15 @@ smaller ones or rejected, so the search terminates.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
-
-from pydantic import Field
 
 from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, pieces, without_hardest
-from gemel_ray.spec.feeds import Fraction
+from gemel_ray.policy.budget import decisive_steps, steps_each
+from gemel_ray.policy.search_state import Phase, SearchSettings, SearchState
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
-from gemel_ray.spec.strict import Strict
-from gemel_ray.spec.trials import SUPERSEDED, Candidate, Objective, Outcome, Start
+from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 
-Phase = Literal["probe", "kin", "leap", "divide"]
-_NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "divide"}
+_NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "persist", "persist": "divide"}
 
 # Where relatives make up less of the saving than this, sharing everything without training is known to fail.
 _KIN_FRACTION = 0.9
@@ -35,54 +32,11 @@ _KIN_FRACTION = 0.9
 # Strangers must move far from where averaging leaves them. Relatives, and additions to what is accepted, are close to
 # their goal already: at the full rate they are thrown back first (.79 to .73 in 15 steps, then .94 after 90; at the
 # gentle one .95 after 45: five street cameras, own measurement).
+_FAR = ("leap", "persist")
 _LEAP_RATE = 1e-3
 _GENTLE_RATE = 3e-4
-
-
-class SearchSettings(Strict):
-    """How to try, and when to stop at the latest. Probes, which train nothing, do not count as trials."""
-
-    max_trials: int = 40
-    max_steps: int = 150
-    # See trials.Candidate.
-    objective: Objective = "distillation"
-    gate_margin: Fraction = 0.0
-    # Where the shared weights of a leap start: relatives stay as they are when channels are brought in line.
-    start: Start = "aligned"
-    # A layer that resists sharing alone is tried once more with private corrections of this rank; 0: it is not.
-    delta_rank: int = 8
-    # Candidates of one dividing round. A part of what decides the result, so it does not follow the machine's size.
-    side_by_side: int = 2
-
-
-class SearchState(Strict):
-    """All a search knows; plain values, so that it can be written down after every round and taken up again."""
-
-    # The set of models that is searched; others, which share nothing with it, are searched beside it.
-    name: str = ""
-    # Everything that may be shared across models, and the part of it whose weights resemble each other.
-    groups: Addition
-    relatives: Addition = ()
-    # The same and more: repeats within one model, layers that agree in shape alone. Empty: not to be tried.
-    beyond: Addition = ()
-    settings: SearchSettings
-    seed: int
-    # The release whose weights the next candidates start from.
-    release: int
-    phase: Phase = "probe"
-    accepted: MergeConfiguration = MergeConfiguration()
-    # What is still to be tried on top of `accepted`, largest saving first.
-    waiting: tuple[Addition, ...] = ()
-    # What failed on its own and cannot be split.
-    rejected: Addition = ()
-    # Configurations that failed after training, by fingerprint, and who objected: never tried twice.
-    failed: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    # The round under way, and what its candidates add.
-    round: tuple[Candidate, ...] = ()
-    adds: tuple[Addition, ...] = ()
-    # Candidates proposed so far, and how many of them train.
-    proposed: int = 0
-    trials: int = 0
+# As close to its target a worst query may come within three times the steps (from .975 to .986: five real cameras).
+_CLOSE = 0.03
 
 
 def begin(
@@ -135,7 +89,9 @@ def advance(state: SearchState, outcomes: Mapping[int, Outcome], *, release: int
         update={
             "accepted": won.configuration if won else state.accepted,
             "failed": state.failed | _failed(state, outcomes),
+            "close": (*state.close, *_close(state, outcomes, won)),
             "release": release,
+            "steps": state.steps + decisive_steps(state.round, outcomes, won=won),
             "round": (),
             "adds": (),
         }
@@ -159,6 +115,19 @@ def _failed(state: SearchState, outcomes: Mapping[int, Outcome]) -> dict[str, tu
         for candidate in state.round
         if candidate.max_steps > 0 and _has_failed(outcomes[candidate.number])
     }
+
+
+def _close(state: SearchState, outcomes: Mapping[int, Outcome], won: Candidate | None) -> list[Addition]:
+    """Additions of a leap that would have saved more than its winner, and failed close to their targets."""
+    saved = won.configuration.saved_bytes if won else 0
+    shortfalls = {c.number: outcomes[c.number].shortfall for c in state.round if c.configuration.saved_bytes > saved}
+    return [
+        addition
+        for candidate, addition in zip(state.round, state.adds, strict=True)
+        if state.phase in ("kin", "leap")
+        and (short := shortfalls.get(candidate.number)) is not None
+        and short <= _CLOSE
+    ]
 
 
 def _has_failed(outcome: Outcome) -> bool:
@@ -203,18 +172,30 @@ def _propose(state: SearchState) -> SearchState:
     waiting, rejected = state.waiting, state.rejected
     if state.phase == "divide":
         wanted, waiting, rejected = _divide(state)
+    steps = 0
     if state.phase != "probe":
         wanted = wanted[: max(state.settings.max_trials - state.trials, 0)]
-    candidates = (_candidate(state, state.proposed + place, addition) for place, addition in enumerate(wanted))
+        steps = _steps_each(state, len(wanted))
+        wanted = wanted if steps else ()
     return state.model_copy(
         update={
-            "round": tuple(candidates),
+            "round": tuple(_candidate(state, place, addition, steps) for place, addition in enumerate(wanted)),
             "adds": wanted,
             "waiting": waiting,
             "rejected": rejected,
             "proposed": state.proposed + len(wanted),
             "trials": state.trials + (0 if state.phase == "probe" else len(wanted)),
         }
+    )
+
+
+def _steps_each(state: SearchState, candidates: int) -> int:
+    settings = state.settings
+    return steps_each(
+        settings.max_steps * (settings.patience if state.phase == "persist" else 1),
+        most_steps=settings.most_steps,
+        spent_steps=state.steps,
+        candidates=candidates,
     )
 
 
@@ -226,6 +207,8 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         "leap": (state.beyond, state.groups),
         "divide": (),
     }
+    if state.phase == "persist":
+        return _distinct(state, state.close if state.settings.patience > 1 else ())[: state.settings.side_by_side]
     rests = [_rest(state, sort) for sort in sorts[state.phase]]
     if state.phase == "probe" and 0 < _gain(state, rests[1]) < _KIN_FRACTION * _gain(state, rests[0]):
         rests = rests[1:]
@@ -268,17 +251,18 @@ def _names(addition: Addition) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(map(str, layer.members)) for layer in addition)
 
 
-def _candidate(state: SearchState, number: int, addition: Addition) -> Candidate:
+def _candidate(state: SearchState, place: int, addition: Addition, max_steps: int) -> Candidate:
+    number = state.proposed + place
     return Candidate(
         number=number,
         model_set=state.name,
         label=f"{state.phase} {_told(addition)}",
         configuration=state.accepted.joined(addition),
-        max_steps=0 if state.phase == "probe" else state.settings.max_steps,
+        max_steps=max_steps,
         start_release=state.release,
-        start=state.settings.start if state.phase == "leap" else "mean",
+        start=state.settings.start if state.phase in _FAR else "mean",
         objective=state.settings.objective,
-        learning_rate=_LEAP_RATE if state.phase == "leap" else _GENTLE_RATE,
+        learning_rate=_LEAP_RATE if state.phase in _FAR else _GENTLE_RATE,
         gate_margin=state.settings.gate_margin,
         seed=state.seed + number,
     )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gemel_ray.policy.evidence import Prediction, judged
-from gemel_ray.policy.search import SearchState
+from gemel_ray.policy.search_state import SearchState
 from gemel_ray.report.facts import Facts, OperatingPoint, Saving, Trial
 from gemel_ray.report.layers import Bounds, bounds_of, inventories_of, searched_bounds
 from gemel_ray.report.picture import lay_out

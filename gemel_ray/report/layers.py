@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gemel_ray.policy.grouping import group_layers, group_repeats
-from gemel_ray.policy.search import SearchState
+from gemel_ray.policy.search_state import SearchState
 from gemel_ray.spec.errors import ModelError
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.release import REMAINDER, Manifest

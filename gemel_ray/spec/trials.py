@@ -56,6 +56,8 @@ class Outcome(Strict):
     validation: dict[str, float] = Field(default_factory=dict)
     # Queries that stayed below their target; empty where that is not known.
     objectors: tuple[str, ...] = ()
+    # How far the worst query stayed below its target, where the trial was decided; None where that is not known.
+    shortfall: float | None = None
     accuracies: dict[str, Accuracy] = Field(default_factory=dict)
     # query -> module path -> blob, for the queries the candidate touched.
     weights: dict[str, dict[str, Sha256]] = Field(default_factory=dict)

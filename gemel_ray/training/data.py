@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,12 @@ from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import FeedSpec
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.dense import read_outputs
+from gemel_ray.training.mixing import blended
 from gemel_ray.vision.feeds import open_feed
 from gemel_ray.vision.feeds.labels import boxes_of, class_of, unknown_classes
 from gemel_ray.vision.metrics import Score, compare
 from gemel_ray.vision.models import task_of
-from gemel_ray.vision.tasks import Image, Task, task_for
+from gemel_ray.vision.tasks import DetectionTask, Image, Task, task_for
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "gate")
 _FEWEST_FRAMES = 20
@@ -48,6 +50,8 @@ class QueryData:
 
     query: Query
     splits: Mapping[Split, SplitData] = field(default_factory=dict)
+    # Blends of training frames and what the original answers to them; None where there are none to learn from.
+    mixed: SplitData | None = None
 
     @property
     def task(self) -> Task:
@@ -129,17 +133,56 @@ def _check_sizes(query: Query, splits: Mapping[Split, SplitData]) -> None:
             )
 
 
-def with_teacher(data: QueryData, model: nn.Module) -> QueryData:
-    """The same data with the original's own answers to every frame: the labels that need no labelling."""
+def with_teacher(data: QueryData, model: nn.Module, *, mixed_frames: int = 0) -> QueryData:
+    """The same data with the original's own answers to every frame: the labels that need no labelling.
+
+    Classifiers get answers to so many blends of training frames too.
+    """
     splits = {side: _taught(split, data.task, model) for side, split in data.splits.items()}
     train = splits["train"]
     splits["train"] = replace(train, outputs=read_outputs(model, data.task, train.images))
-    return QueryData(data.query, splits)
+    return QueryData(data.query, splits, _mixed(data, model, mixed_frames))
+
+
+def _mixed(data: QueryData, model: nn.Module, count: int) -> SplitData | None:
+    """Boxes of two blended frames are nobody's: detectors learn from frames alone."""
+    images = data.splits["train"].images
+    if not count or not isinstance(images, np.ndarray) or isinstance(data.task, DetectionTask):
+        return None
+    blends = blended(images, count, np.random.default_rng(0))
+    return _taught(SplitData(blends, np.full(count, -1)), data.task, model)
 
 
 def _taught(split: SplitData, task: Task, model: nn.Module) -> SplitData:
     logits, answers = run_model(model, task, split.images)
     return SplitData(split.images, split.labels, split.boxes, logits, tuple(answers))
+
+
+def picked(split: SplitData, places: np.ndarray) -> SplitData:
+    """The frames at some places of a split, with what is known of them."""
+
+    def at(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[place] for place in places) if values else ()
+
+    return SplitData(
+        images=split.images[places] if isinstance(split.images, np.ndarray) else at(split.images),
+        labels=split.labels[places],
+        boxes=at(split.boxes),
+        logits=None if split.logits is None else split.logits[places],
+        answers=at(split.answers),
+        outputs=split.outputs and {name: values[places] for name, values in split.outputs.items()},
+    )
+
+
+def joined(one: SplitData, other: SplitData) -> SplitData:
+    """The frames of both, and the original's logits: what classifiers are distilled from."""
+    logits = [part.logits for part in (one, other) if part.logits is not None]
+    assert len(logits) == 2, "call with_teacher first"
+    return SplitData(
+        images=stacked([*one.images, *other.images]),
+        labels=np.concatenate([one.labels, other.labels]),
+        logits=np.concatenate(logits),
+    )
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ from torch import nn
 
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Objective, Recipe, Start
-from gemel_ray.training.data import QueryData, run_model
+from gemel_ray.training.data import QueryData, SplitData, joined, picked, run_model
 from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
 from gemel_ray.vision.alignment import align
@@ -23,12 +23,17 @@ from gemel_ray.vision.metrics import Score, compare
 
 Verdict = Literal["reached", "missed", "hopeless"]
 
+# Frames of every query in one step.
+BATCH_SIZE = 32
 # Stopping at the first crossing on validation is optimistic (merging.md: half of such runs end below the target
 # on unseen frames), so the target is passed by this share of what is left above it.
 _MARGIN = 0.4
 # A run this far below the target with half of its steps behind it does not arrive any more.
 _HOPELESS_GAP = 0.15
 _WARM_UP_FRACTION = 0.1
+# A query's loss counts in proportion to its distance from full agreement, relative to the others', between these.
+_LOSS_WEIGHTS = (1 / 3, 3.0)
+_LEAST_GAP = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class RetrainOptions:
     objective: Objective = "distillation"
     recipe: Recipe = "ours"
     learning_rate: float = 1e-3
-    batch_size: int = 32
+    batch_size: int = BATCH_SIZE
     validate_every: int = 15
 
 
@@ -74,6 +79,7 @@ class JointRetraining:
         self.data = {query: data[query] for query in configuration.queries}
         self.options = options
         self._rng = np.random.default_rng(options.seed)
+        self._loss_weights = dict.fromkeys(self.models, 1.0)
         if options.start == "aligned":
             align(self.models, configuration, tied=tied)
         bind(self.models, configuration, start=options.start)
@@ -90,6 +96,7 @@ class JointRetraining:
             return
         kept, optimiser, step = self._snapshot(), self._optimiser(), 0
         while validation.verdict is None:
+            self._weigh(validation.scores)
             step = self._train(optimiser, step)
             scores = self.score("validation")
             if self._worst_margin(scores) > self._worst_margin(best):
@@ -131,12 +138,31 @@ class JointRetraining:
         optimiser.zero_grad(set_to_none=True)
         # One backward pass a query: activations of only one model are alive at a time.
         for query, model in self.models.items():
-            train = self.data[query].splits["train"]
-            size = min(frames_a_step(self.data[query].task, self.options.batch_size), len(train.images))
-            places = self._rng.choice(len(train.images), size=size, replace=False)
-            loss = batch_loss(model, self.data[query].task, train, places, self.options.objective)
-            loss.backward()  # type: ignore[no-untyped-call]
+            lesson = self._lesson(self.data[query])
+            places = np.arange(len(lesson.images))
+            loss = batch_loss(model, self.data[query].task, lesson, places, self.options.objective)
+            (self._loss_weights[query] * loss).backward()
         optimiser.step()
+
+    def _lesson(self, data: QueryData) -> SplitData:
+        """The frames of one step, half of them blends where the original has answered some."""
+        size = frames_a_step(data.task, self.options.batch_size)
+        if data.mixed is None or self.options.objective != "distillation":
+            return self._drawn(data.splits["train"], size)
+        return joined(self._drawn(data.splits["train"], size // 2), self._drawn(data.mixed, size - size // 2))
+
+    def _drawn(self, split: SplitData, size: int) -> SplitData:
+        frames = len(split.images)
+        return picked(split, self._rng.choice(frames, size=min(size, frames), replace=False))
+
+    def _weigh(self, scores: Mapping[str, Score]) -> None:
+        """Who is further from its original counts for more, within bounds."""
+        if self.options.recipe != "ours":
+            return
+        gaps = {query: max(1 - score.estimate, _LEAST_GAP) for query, score in scores.items()}
+        mean = sum(gaps.values()) / len(gaps)
+        low, high = _LOSS_WEIGHTS
+        self._loss_weights = {query: min(max(gap / mean, low), high) for query, gap in gaps.items()}
 
     def _verdict(self, step: int, scores: Mapping[str, Score], best: Mapping[str, Score]) -> Verdict | None:
         """What is known after a validation; `best` are the scores of the weights that would be kept."""

@@ -55,14 +55,18 @@ class Trial:
         """What became of the candidate. The gate is looked at only where validation reached every target."""
         if last.verdict != "reached":
             objectors = [query for query, score in last.scores.items() if score.estimate < self._target(query)]
-            return self._outcome(last, passed=False, reason=f"{last.verdict} on validation", objectors=objectors)
+            return self._outcome(
+                last, passed=False, reason=f"{last.verdict} on validation", objectors=objectors,
+                shortfall=self._shortfall(last.scores),
+            )  # fmt: skip
         gate = self.retraining.score("gate")
         accuracies = {query: self._accuracy(query, score, last.scores[query]) for query, score in gate.items()}
         margin = self.candidate.gate_margin
         if objectors := [query for query, accuracy in accuracies.items() if not accuracy.passes(margin)]:
             return self._outcome(
-                last, passed=False, reason="missed on the gate", objectors=objectors, accuracies=accuracies
-            )
+                last, passed=False, reason="missed on the gate", objectors=objectors, accuracies=accuracies,
+                shortfall=self._shortfall(gate),
+            )  # fmt: skip
         weights, blobs = self._store()
         return self._outcome(last, passed=True, reason="passed", accuracies=accuracies, weights=weights, blobs=blobs)
 
@@ -76,6 +80,9 @@ class Trial:
 
     def _target(self, query: str) -> float:
         return self.data[query].query.accuracy_target
+
+    def _shortfall(self, scores: Mapping[str, Score]) -> float:
+        return max(0.0, *(self._target(query) - score.estimate for query, score in scores.items()))
 
     def _accuracy(self, query: str, score: Score, validation: Score) -> Accuracy:
         original, merged = self._labelled(query)

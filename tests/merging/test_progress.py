@@ -7,7 +7,8 @@ import torch
 
 from gemel_ray.merging.progress import Progress
 from gemel_ray.policy.grouping import group_layers, independent_sets
-from gemel_ray.policy.search import SearchSettings, begin
+from gemel_ray.policy.search import begin
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import Outcome
 from gemel_ray.spec.workload import parse_workload

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel_ray.policy.greedy import advance_greedy, begin_greedy, greedy_candidate
-from gemel_ray.policy.search import SearchSettings
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.layers import LayerGroup, LayerRef
 
 BIG = SearchSettings(max_trials=10_000, max_steps=10)

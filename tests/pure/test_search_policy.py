@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.policy.evidence import judged
-from gemel_ray.policy.search import SearchSettings, SearchState, advance, begin, is_finished, is_superseded, winner
+from gemel_ray.policy.search import advance, begin, is_finished, is_superseded, winner
+from gemel_ray.policy.search_state import SearchSettings, SearchState
 from gemel_ray.spec.layers import LayerGroup, LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import SUPERSEDED, Outcome
@@ -190,3 +191,46 @@ def test_only_leaps_start_from_where_they_are_told_to(asked, leap):
     _, history = run(begin(groups_of([50, 30]), release=1, settings=chosen), World({"s0"}, {"s1"}))
     starts = {c.label.split()[0]: c.start for c in history}
     assert starts == {"probe": "mean", "leap": leap, "divide": "mean"}
+
+
+class Slow(World):
+    """Everything passes after so many steps, and comes close to its target before."""
+
+    def __init__(self, steps, shortfall=0.02):
+        super().__init__()
+        self.steps, self.shortfall = steps, shortfall
+
+    def judge(self, candidate):
+        steps = candidate.max_steps
+        passed = steps >= self.steps
+        reason = "passed" if passed else "missed on validation"
+        return Outcome(
+            candidate=candidate.number, passed=passed, reason=reason, steps=min(steps, self.steps), objectors=("a",),
+            shortfall=0.0 if passed else self.shortfall,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("patience", "shortfall", "shares_all_at_once"), [(3, 0.02, True), (3, 0.1, False), (1, 0.02, False)]
+)
+def test_a_whole_that_failed_close_to_its_target_gets_more_steps_before_anything_is_divided(
+    patience, shortfall, shares_all_at_once
+):
+    settings = SearchSettings(max_trials=6, max_steps=10, patience=patience)
+    state, history = run(begin(groups_of([9, 5, 3]), release=1, settings=settings), Slow(25, shortfall))
+    assert (len(state.accepted.shared) == 3) is shares_all_at_once
+    assert max(candidate.max_steps for candidate in history) == (30 if shares_all_at_once else 10)
+
+
+@given(SIZES, PLACES, PLACES, st.integers(0, 200), st.booleans())
+def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_steps, skip):
+    class Counting(World):
+        def judge(self, candidate):
+            return super().judge(candidate).model_copy(update={"steps": candidate.max_steps})
+
+    settings = SearchSettings(max_trials=10_000, max_steps=10, most_steps=most_steps)
+    state, _ = run(begin(groups_of(sizes), release=1, settings=settings), Counting(hard, trainable), skip=skip)
+    assert state.steps <= most_steps
+    # What a trial took that may have been stopped, had more run beside it, is not charged.
+    alone, _ = run(begin(groups_of(sizes), release=1, settings=settings), Counting(hard, trainable), skip=not skip)
+    assert alone == state

@@ -1,7 +1,8 @@
 """Stores for reports, written without training: real manifests and search states, blobs of so many zeros."""
 
 from gemel_ray.policy.grouping import group_layers, group_repeats
-from gemel_ray.policy.search import SearchSettings, begin
+from gemel_ray.policy.search import begin
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.report.layers import inventories_of
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import REMAINDER, Accuracy, BlobInfo, Manifest, Provenance, ReleasedQuery

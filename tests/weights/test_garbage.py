@@ -13,7 +13,8 @@ from pyarrow import fs
 from weights_kit import blob_file, files_below, publish
 
 from gemel_ray.merging.progress import Progress
-from gemel_ray.policy.search import SearchSettings, begin
+from gemel_ray.policy.search import begin
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.errors import InputError, MissingReleaseError, StoreError
 from gemel_ray.spec.layers import LayerGroup, LayerRef
 from gemel_ray.spec.release import BlobInfo

@@ -1,0 +1,25 @@
+"""What a search may still spend on retraining."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from gemel_ray.spec.trials import Candidate, Outcome
+
+
+def decisive_steps(candidates: Iterable[Candidate], outcomes: Mapping[int, Outcome], *, won: Candidate | None) -> int:
+    """Steps of a round's trials that it could not have done without, whatever ran beside what.
+
+    Trials that save no more than the winner may have been stopped or skipped, which depends on timing: what they
+    took is not counted, so that the budget ends where it would with one trial at a time.
+    """
+    saved = won.configuration.saved_bytes if won else 0
+    counted = [c for c in candidates if c is won or c.configuration.saved_bytes > saved]
+    return sum(outcomes[candidate.number].steps for candidate in counted)
+
+
+def steps_each(max_steps: int, *, most_steps: int | None, spent_steps: int, candidates: int) -> int:
+    """Steps that each of a round's candidates may take: `max_steps`, or an even part of what is left of the budget."""
+    if most_steps is None or not candidates:
+        return max_steps
+    return min(max_steps, max(most_steps - spent_steps, 0) // candidates)

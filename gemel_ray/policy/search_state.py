@@ -1,0 +1,71 @@
+"""What a merge search is told, and all it knows: plain values that can be written down."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gemel_ray.policy.additions import Addition
+from gemel_ray.spec.feeds import Fraction
+from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.strict import Strict
+from gemel_ray.spec.trials import Candidate, Objective, Start
+
+Phase = Literal["probe", "kin", "leap", "persist", "divide"]
+
+
+class SearchSettings(Strict):
+    """How to try, and when to stop at the latest. Probes, which train nothing, do not count as trials."""
+
+    max_trials: int = 40
+    max_steps: int = 150
+    # A whole that failed close to its targets is tried once more with so many times the steps; 1: it is not.
+    patience: Annotated[int, Field(ge=1)] = 3
+    # Retraining steps of all trials together: a training epoch has as many as its feeds' frames make batches.
+    most_steps: int | None = None
+    # Blends of training frames that every classifier's original answers, to be learnt from beside the frames.
+    mixed_frames: int = 1024
+    # See trials.Candidate.
+    objective: Objective = "distillation"
+    gate_margin: Fraction = 0.0
+    # Where the shared weights of a leap start: relatives stay as they are when channels are brought in line.
+    start: Start = "aligned"
+    # A layer that resists sharing alone is tried once more with private corrections of this rank; 0: it is not.
+    delta_rank: int = 8
+    # Candidates of one dividing round. A part of what decides the result, so it does not follow the machine's size.
+    side_by_side: int = 2
+
+
+class SearchState(Strict):
+    """All a search knows; plain values, so that it can be written down after every round and taken up again."""
+
+    # The set of models that is searched; others, which share nothing with it, are searched beside it.
+    name: str = ""
+    # Everything that may be shared across models, and the part of it whose weights resemble each other.
+    groups: Addition
+    relatives: Addition = ()
+    # The same and more: repeats within one model, layers that agree in shape alone. Empty: not to be tried.
+    beyond: Addition = ()
+    settings: SearchSettings
+    seed: int
+    # The release whose weights the next candidates start from.
+    release: int
+    phase: Phase = "probe"
+    accepted: MergeConfiguration = MergeConfiguration()
+    # What is still to be tried on top of `accepted`, largest saving first.
+    waiting: tuple[Addition, ...] = ()
+    # What failed on its own and cannot be split.
+    rejected: Addition = ()
+    # Wholes that failed close to their targets.
+    close: tuple[Addition, ...] = ()
+    # Configurations that failed after training, by fingerprint, and who objected: never tried twice.
+    failed: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # The round under way, and what its candidates add.
+    round: tuple[Candidate, ...] = ()
+    adds: tuple[Addition, ...] = ()
+    # Candidates proposed so far, and how many of them train.
+    proposed: int = 0
+    trials: int = 0
+    # Retraining steps that were taken.
+    steps: int = 0
