@@ -68,8 +68,9 @@ class PendingFrames:
     def drop_late(self, earliest_start_ms: float) -> tuple[Frame, ...]:
         """Droppable frames whose deadline not even a batch of one, started then, would meet."""
         answered_ms = earliest_start_ms + self._query.run_ms[1]
-        late = tuple(frame for frame in self._droppable if frame.deadline_ms < answered_ms)
-        self._droppable = deque(frame for frame in self._droppable if frame.deadline_ms >= answered_ms)
+        late = tuple([frame for frame in self._droppable if frame.deadline_ms < answered_ms])
+        if late:
+            self._droppable = deque(frame for frame in self._droppable if frame.deadline_ms >= answered_ms)
         return late
 
     def choose(self, now_ms: float, within_ms: float = math.inf) -> tuple[Frame, ...]:
@@ -90,6 +91,9 @@ class PendingFrames:
 
     def take(self, batch: tuple[Frame, ...]) -> tuple[Frame, ...]:
         """Remove a chosen batch; gives the droppable frames older than one in it, which give way with it."""
+        if len(batch) == len(self):
+            self.clear()
+            return ()
         newest = max((frame.arrived_ms for frame in batch if frame.droppable), default=None)
         self._kept = deque(frame for frame in self._kept if frame not in batch)
         left = [frame for frame in self._droppable if frame not in batch]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.edge.turnset import TurnSet
-from gemel_ray.policy.eviction import EVICTIONS, turns_ahead, turns_of
+from gemel_ray.policy.eviction import EVICTIONS, furthest_next_use, turns_ahead, turns_of
 from gemel_ray.policy.residency import Swap, plan_ahead, that_fit
 from gemel_ray.spec.actions import Action, Done, Evict, Infer, Load
 from gemel_ray.spec.errors import ServingError, nearest
@@ -28,6 +29,7 @@ class Residents:
         self._plan = plan
         self._eviction = EVICTIONS[eviction]
         self._turns = turns_of([query.weights for query in plan.queries])
+        self._ahead: dict[int, Mapping[str, float]] = {}
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         # Reserved, and of these fully arrived.
         self._held: set[str] = set()
@@ -54,6 +56,7 @@ class Residents:
             load_ms={weight: former.load_ms[weight] for weight in held} | dict(plan.load_ms),
         )
         self._turns = turns_of([query.weights for query in plan.queries])
+        self._ahead.clear()
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._lacking = {query.name: len({*query.weights} - self._arrived) for query in plan.queries}
         self.ready = self._find_ready()
@@ -205,21 +208,34 @@ class Residents:
         if sum(self._plan.weight_bytes[weight] for weight in missing) <= self._room_bytes(workspace_bytes):
             # The common case, decided without a look at all that is held.
             return Swap((), tuple(dict.fromkeys(missing)))
-        cycle = len(self._plan.queries)
-
-        def first_to_go(weight: str) -> float:
-            if weight not in self._turns:
-                return math.inf
-            return self._eviction(turns_ahead(self._turns[weight], from_turn, cycle), self._turns_ago(weight))
-
         return plan_ahead(
             self._held,
             needed,
             self._plan.weight_bytes,
             budget_bytes=self._plan.budget_bytes - workspace_bytes,
-            next_use=first_to_go,
+            next_use=self._first_to_go(from_turn),
             pinned=pinned,
         )
+
+    def _first_to_go(self, from_turn: int) -> Callable[[str], float]:
+        """The eviction policy's number of a weight; weights that nobody needs go before all others."""
+        ahead = self._turns_ahead(from_turn)
+        if self._eviction is furthest_next_use:
+            # Asked of every weight at every swap, and then it is no more than this.
+            return ahead.__getitem__
+        return lambda weight: (
+            self._eviction(int(ahead[weight]), self._turns_ago(weight)) if weight in self._turns else math.inf
+        )
+
+    def _turns_ahead(self, from_turn: int) -> Mapping[str, float]:
+        """Of each weight's next use. Kept, as turns come round and round."""
+        if from_turn not in self._ahead:
+            cycle = len(self._plan.queries)
+            self._ahead[from_turn] = defaultdict(
+                lambda: math.inf,
+                {weight: turns_ahead(turns, from_turn, cycle) for weight, turns in self._turns.items()},
+            )
+        return self._ahead[from_turn]
 
     def _room_bytes(self, workspace_bytes: int) -> int:
         """What can be loaded beside so much workspace without any eviction."""

@@ -180,6 +180,8 @@ class Scheduler:
         if not self._is_work_conserving:
             return next(self._round.walk(self._pending.turns), None)
         lacking = self._pending.turns - self._residents.ready
+        if not lacking:
+            return None
         free_ms = self._computing.until_ms if self._computing else now_ms
         for query in self._round.walk(lacking):
             start_ms = max(free_ms, now_ms + self._residents.wait_ms(query, now_ms))

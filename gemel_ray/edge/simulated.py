@@ -45,14 +45,17 @@ class SimulatedDevice:
         # How loads under way will end.
         self._coming: dict[str, Done] = {}
         self._in_use: Counter[str] = Counter()
+        # What is known from the start, last first: of what happens at once, it happens before what comes of actions.
+        self._given: list[Event] = [
+            *(Arrived(frame, frame.arrived_ms) for frame in arrivals),
+            *replans,
+            Stopped(max((frame.arrived_ms for frame in arrivals), default=0.0)),
+        ]
+        self._given.sort(key=lambda event: event.now_ms)
+        self._given.reverse()
+        # Time, then order of insertion.
+        self._events: list[tuple[float, int, Done]] = []
         self._pushed = 0
-        # Time, then order of insertion: what is pushed first of what happens at once, happens first.
-        self._events: list[tuple[float, int, Event]] = []
-        for frame in sorted(arrivals, key=lambda frame: frame.arrived_ms):
-            self._push(Arrived(frame, frame.arrived_ms))
-        for event in replans:
-            self._push(event)
-        self._push(Stopped(max((frame.arrived_ms for frame in arrivals), default=0.0)))
 
     @property
     def budget_bytes(self) -> int:
@@ -79,12 +82,15 @@ class SimulatedDevice:
 
     def next_event(self) -> Event | None:
         """See Device. Moves the clock on."""
+        if self._given and (not self._events or self._given[-1].now_ms <= self._events[0][0]):
+            given = self._given.pop()
+            self._now_ms = given.now_ms
+            return given
         if not self._events:
             return None
-        self._now_ms, _, event = heapq.heappop(self._events)
-        if isinstance(event, Done):
-            self._end(event)
-        return event
+        self._now_ms, _, done = heapq.heappop(self._events)
+        self._end(done)
+        return done
 
     def _start_load(self, load: Load) -> None:
         self._ledger.reserve(load.weight, load.bytes)
@@ -134,6 +140,6 @@ class SimulatedDevice:
         else:
             self._ledger.release(done.action.weight)
 
-    def _push(self, event: Event) -> None:
-        heapq.heappush(self._events, (event.now_ms, self._pushed, event))
+    def _push(self, done: Done) -> None:
+        heapq.heappush(self._events, (done.now_ms, self._pushed, done))
         self._pushed += 1

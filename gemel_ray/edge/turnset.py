@@ -25,6 +25,9 @@ class TurnSet:
     def __contains__(self, turn: int) -> bool:
         return bool(self._bits >> turn & 1)
 
+    def __bool__(self) -> bool:
+        return self._bits != 0
+
     def __and__(self, other: TurnSet) -> TurnSet:
         return TurnSet(self._bits & other._bits)
 

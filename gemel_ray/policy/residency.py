@@ -62,7 +62,7 @@ def plan_ahead(
 
 
 def _total(weights: Iterable[str], weight_bytes: Mapping[str, int]) -> int:
-    return sum(weight_bytes[weight] for weight in weights)
+    return sum(map(weight_bytes.__getitem__, weights))
 
 
 def that_fit(missing: Iterable[str], weight_bytes: Mapping[str, int], room_bytes: int) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ def _victims(
 ) -> tuple[str, ...]:
     """What frees at least `over_bytes`: furthest next use first; of equals the largest, so that few are moved."""
     chosen: list[str] = []
-    for weight in sorted(candidates, key=lambda name: (-next_use(name), -weight_bytes[name], name)):
+    for _, _, weight in sorted([(-next_use(name), -weight_bytes[name], name) for name in candidates]):
         if over_bytes <= 0:
             break
         chosen.append(weight)
