@@ -39,7 +39,7 @@ def page(facts: Facts) -> str:
 def _subtitle(facts: Facts) -> str:
     made = facts.manifest.provenance
     standing = "the release to serve (HEAD)" if facts.head == facts.manifest.release else f"HEAD is {facts.head}"
-    return f"{facts.store} · {standing} · made {made.created_at} · {made.note or 'no note'}"
+    return f"{facts.store} · {standing} · made {tables.readable_time(made.created_at)} · {made.note or 'no note'}"
 
 
 def _headline(what: str, value: str, beside: str) -> str:

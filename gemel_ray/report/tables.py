@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -164,8 +165,15 @@ def provenance_table(facts: Facts) -> Table:
     rows = []
     for manifest in facts.lineage:
         made = manifest.provenance
-        rows.append((str(manifest.release), made.created_at, short_command(made.command), str(made.seed)))
+        rows.append(
+            (str(manifest.release), readable_time(made.created_at), short_command(made.command), str(made.seed))
+        )
     return Table(("release", "made", "command", "seed"), tuple(rows), frozenset({0, 1, 2}))
+
+
+def readable_time(text: str) -> str:
+    """'2026-11-26 09:05 UTC' for ISO 8601's '2026-11-26T09:05:06+00:00'; anything else as it is."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?(\+00:00|Z)$", r"\1 \2 UTC", text)
 
 
 def versions(facts: Facts) -> str:

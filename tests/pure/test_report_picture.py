@@ -2,11 +2,13 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel_ray.policy.grouping import group_layers, group_repeats
 from gemel_ray.report.picture import lay_out
+from gemel_ray.report.tables import readable_time
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
 
@@ -74,3 +76,16 @@ def test_repeats_within_a_model_are_tied_within_it():
 
 def test_nothing_gives_an_empty_picture():
     assert lay_out([], MergeConfiguration()).height_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("2026-11-26T09:05:06+00:00", "2026-11-26 09:05 UTC"),
+        ("2026-11-26T09:05:06.25Z", "2026-11-26 09:05 UTC"),
+        ("2026-11-26T09:05:06+02:00", "2026-11-26T09:05:06+02:00"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_times_are_told_as_people_write_them_where_nothing_is_lost(written, told):
+    assert readable_time(written) == told
