@@ -28,6 +28,8 @@ Ways = Annotated[
         "Answers then differ by rounding. Repeatable.",
     ),
 ]
+TlsCert = Annotated[Path | None, typer.Option(help="Speak HTTPS, with this certificate (PEM, its chain in it).")]
+TlsKey = Annotated[Path | None, typer.Option(help="The certificate's key (PEM, without a passphrase).")]
 AllowFactories = Annotated[bool, typer.Option(help="Let the workload run its own model factories (code).")]
 
 

@@ -15,6 +15,8 @@ from gemel_ray.cli.common import (
     StoreUri,
     Thumbnails,
     Ways,
+    TlsCert,
+    TlsKey,
     WorkloadFile,
     show_result,
     tell,
@@ -111,6 +113,8 @@ def edge(
     options: Annotated[Path | None, typer.Option(help="YAML: tokens, limits, queries, how often to poll.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for blobs and the last good release.")] = None,
     way: Ways = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     thumbnails: Thumbnails = True,
 ) -> None:
     """Serve on this machine alone, without Ray: follow the store's HEAD, and go on from local disk when it is away.
@@ -121,10 +125,12 @@ def edge(
     from gemel_ray.serving.machine import node_options
     from gemel_ray.serving.options import load_edge_options
     from gemel_ray.spec.workload import load_workload
+    from gemel_ray.serving.tls import read_certificate
 
     loaded = load_workload(workload)
     serve_edge(
         store, node_options(loaded, node, memory, way or ()), load_edge_options(options).with_thumbnails(thumbnails),
-        release=release, workload=loaded, cache=cache, host=host, port=port, report=tell,
+        release=release, workload=loaded, cache=cache, host=host, port=port,
+        tls=read_certificate(tls_cert, tls_key), report=tell,
     )  # fmt: skip
     tell("stopped")

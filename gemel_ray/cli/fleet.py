@@ -15,6 +15,8 @@ from gemel_ray.cli.common import (
     AsJson,
     ReleaseNumber,
     Thumbnails,
+    TlsCert,
+    TlsKey,
     Ways,
     WorkloadFile,
     show_result,
@@ -55,6 +57,8 @@ def serve(
     allow_anonymous: Annotated[
         bool, typer.Option("--allow-anonymous", help="Answer everybody who can reach the address.")
     ] = False,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     way: Ways = None,
     thumbnails: Thumbnails = True,
     allow_factories: AllowFactories = False,
@@ -71,6 +75,7 @@ def serve(
     """
     from gemel_ray.serving.local import serve_release
     from gemel_ray.serving.machine import node_options, wait_for_interrupt
+    from gemel_ray.serving.tls import read_certificate
     from gemel_ray.serving.tokens import token_sources
     from gemel_ray.spec.workload import load_workload
 
@@ -85,6 +90,7 @@ def serve(
             allow_factories=allow_factories,
             host=host,
             port=port,
+            tls=read_certificate(tls_cert, tls_key),
             tokens=token_sources(token or (), token_env or ()),
             allow_anonymous=allow_anonymous,
             thumbnails=thumbnails,

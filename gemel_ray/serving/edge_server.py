@@ -12,6 +12,7 @@ from gemel_ray.serving.edge_box import EdgeBox, options_for
 from gemel_ray.serving.ingress import build_api
 from gemel_ray.serving.machine import check_port
 from gemel_ray.serving.options import EdgeOptions, NodeOptions, absolute_store
+from gemel_ray.serving.tls import Certificate
 from gemel_ray.serving.tokens import Guard, check_host, read_tokens
 from gemel_ray.spec.workload import Workload
 
@@ -29,6 +30,7 @@ def serve_edge(
     cache: Path | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
+    tls: Certificate | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve until the process is told to end.
@@ -48,13 +50,16 @@ def serve_edge(
         # uvicorn ends at these signals and then raises them again, which must not end us before the engine.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
-        report(f"serving release {manifest.release} at http://{host}:{port}, Ctrl-C ends it")
-        _server(box, options, guard, host, port).run()
+        scheme = "https" if tls else "http"
+        report(f"serving release {manifest.release} at {scheme}://{host}:{port}, Ctrl-C ends it")
+        _server(box, options, guard, host, port, tls).run()
     finally:
         box.stop()
 
 
-def _server(box: EdgeBox, options: EdgeOptions, guard: Guard, host: str, port: int) -> uvicorn.Server:
+def _server(
+    box: EdgeBox, options: EdgeOptions, guard: Guard, host: str, port: int, tls: Certificate | None
+) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             build_api(box, options.limits(), guard),
@@ -66,5 +71,7 @@ def _server(box: EdgeBox, options: EdgeOptions, guard: Guard, host: str, port: i
             # Who calls is told by the connection, not by a header that anybody can write.
             proxy_headers=False,
             timeout_graceful_shutdown=_GRACE_S,
+            ssl_certfile=tls.cert if tls else None,
+            ssl_keyfile=tls.key if tls else None,
         )
     )

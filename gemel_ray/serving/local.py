@@ -24,6 +24,7 @@ from gemel_ray.serving.ingress_deployment import CONTROLLER, engine_name
 from gemel_ray.serving.machine import check_port
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
 from gemel_ray.serving.releases import pull_release
+from gemel_ray.serving.tls import Certificate, without_verification
 from gemel_ray.serving.tokens import Role, TokenSource, check_host, read_tokens
 from gemel_ray.spec.errors import ServingError
 
@@ -52,6 +53,7 @@ def serve_release(
     allow_factories: bool = False,
     host: str = "127.0.0.1",
     port: int = 8000,
+    tls: Certificate | None = None,
     name: str = _APP,
     tokens: Mapping[Role, TokenSource] | None = None,
     allow_anonymous: bool = False,
@@ -86,7 +88,7 @@ def serve_release(
     check_host(host, has_tokens=bool(options.tokens), allow_anonymous=allow_anonymous)
     read_tokens(options.tokens)
     _check_release(options)
-    with _ray() as is_ours, serve_session(host, port, shut_down=not is_ours) as address:
+    with _ray() as is_ours, serve_session(host, port, tls=tls, shut_down=not is_ours) as address:
         try:
             serve.run(application(options), name=name, route_prefix="/")
         except RuntimeError as error:
@@ -122,7 +124,11 @@ def _wait_until_ready(address: str) -> None:
     """Until the ingress has heard of every engine: the first calls in a new process take longest."""
     until_s, pause = time.monotonic() + _PLACING_S, threading.Event()
     while time.monotonic() < until_s:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/v2/health/ready", timeout=_PLACING_S):
+        ready = f"{address}/v2/health/ready"
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(ready, timeout=_PLACING_S, context=without_verification()),
+        ):
             return
         pause.wait(0.1)
     raise ServingError(f"{address} is not ready after {_PLACING_S:g} s; Ray's logs say more")
@@ -155,7 +161,9 @@ def _ray() -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def serve_session(host: str = "127.0.0.1", port: int = 8000, *, shut_down: bool = True) -> Iterator[str]:
+def serve_session(
+    host: str = "127.0.0.1", port: int = 8000, *, tls: Certificate | None = None, shut_down: bool = True
+) -> Iterator[str]:
     """Serve at an address, or where it runs already: the URL. Started Serve is ended afterwards, unless the whole of
     Ray is about to be, which is quicker and quieter. ServingError when the port is taken."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -164,9 +172,10 @@ def serve_session(host: str = "127.0.0.1", port: int = 8000, *, shut_down: bool 
         return
     check_port(host, port)
     # One proxy, where callers find it; edge nodes listen to nobody.
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
+    secured = {"ssl_certfile": str(tls.cert), "ssl_keyfile": str(tls.key)} if tls else {}
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, **secured})
     try:
-        yield f"http://{host}:{port}"
+        yield f"{'https' if tls else 'http'}://{host}:{port}"
     finally:
         if shut_down:
             serve.shutdown()
@@ -178,4 +187,4 @@ def _running_address() -> str:
     assert client is not None, "serve.status() has just told of proxies"
     options = client.http_config
     host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
-    return f"http://{host}:{options.port}"
+    return f"{'https' if options.ssl_certfile else 'http'}://{host}:{options.port}"

@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import http.server
+import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from certificate_kit import self_signed
 from drift_kit import BAD, publish_drifting
 from newcomer import gemel_environment
 from tiny_release import noise, publish_tiny_release
@@ -43,7 +46,7 @@ nodes: [{name: box, memory: 64MiB, device: cpu}]
 PAIR = ("north_cars", "south_cars")
 START_S = 180
 pytestmark = pytest.mark.slow
-TOKEN = "a-token-that-is-long-enough"
+TOKEN, READ_TOKEN = "a-token-that-is-long-enough", "another-token-to-read-with"
 
 
 class StoreHandler(http.server.SimpleHTTPRequestHandler):
@@ -96,18 +99,22 @@ def free_port():
 class Box:
     """One run of `gemel edge`, and the client that asks it."""
 
-    def __init__(self, folder, store, *more):
+    def __init__(self, folder, store, *more, certificate=None):
         self.port = free_port()
         (folder / "workload.yaml").write_text(WORKLOAD)
         if not (folder / "edge.yaml").exists():
             (folder / "edge.yaml").write_text("{poll_every_s: 0.2, poll_most_s: 1, threads: 1}")
         command = [sys.executable, "-c", WITHOUT_RAY, "edge", "workload.yaml", "--store", store]
         command += ["--cache", "disk", "--options", "edge.yaml", "--port", str(self.port), *more]
+        if certificate is not None:
+            command += ["--tls-cert", str(certificate[0]), "--tls-key", str(certificate[1])]
         self._log = (folder / "log.txt").open("ab")
         self.process = subprocess.Popen(
             command, cwd=folder, env=gemel_environment(), stdout=self._log, stderr=self._log
         )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
+        self.url = f"http{'s' if certificate else ''}://127.0.0.1:{self.port}"
+        trusted = ssl.create_default_context(cafile=certificate[0]) if certificate else True
+        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=trusted)
 
     def __enter__(self):
         self.wait_for(lambda: self.client.get("/v2/health/ready").status_code == 200)
@@ -232,12 +239,22 @@ def test_a_corrupted_release_is_refused_over_http_and_the_old_one_stays(folder):
         assert box.answer() == expected(second)
 
 
-def test_tokens_are_asked_for(folder):
+def test_tokens_are_asked_for_and_nobody_reads_along(folder):
     publish_tiny_release(folder / "store", PAIR)
     (folder / "token").write_text(TOKEN)
-    (folder / "edge.yaml").write_text("{threads: 1, tokens: {infer: {file: token}}}")
-    with Box(folder, "store", "--host", "0.0.0.0") as box:
+    (folder / "read").write_text(READ_TOKEN)
+    (folder / "edge.yaml").write_text("{threads: 1, tokens: {infer: {file: token}, read: {file: read}}}")
+    certificate = self_signed(folder)
+    with Box(folder, "store", "--host", "0.0.0.0", certificate=certificate) as box:
         assert box.client.get("/v1/status").status_code == 401
+        for url, problem in ((box.url, "CERTIFICATE_VERIFY_FAILED"), (box.url.replace("https", "http"), None)):
+            with pytest.raises(httpx.TransportError, match=problem):
+                httpx.get(f"{url}/v2/health/live", trust_env=False)
+        status = [sys.executable, "-c", WITHOUT_RAY, "status", box.url, "--token", str(folder / "read"), "--json"]
+        environment = gemel_environment(SSL_CERT_FILE=str(certificate[0]))
+        told = subprocess.run(status, env=environment, capture_output=True, text=True, timeout=300)
+        assert told.returncode == 0, told.stderr
+        assert json.loads(told.stdout)["release"] == 1
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             box.answer()
         assert box.answer(Authorization=f"Bearer {TOKEN}")[1] == 1

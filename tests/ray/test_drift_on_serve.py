@@ -2,17 +2,20 @@
 
 import io
 import socket
+import ssl
 import time
 
 import httpx
 import pytest
 import yaml
+from certificate_kit import self_signed
 from drift_kit import BAD, FRAMES, GOOD, a_workload, publish_drifting
 from PIL import Image
 
 from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.local import serve_release
 from gemel_ray.serving.options import NodeOptions
+from gemel_ray.serving.tls import read_certificate
 from gemel_ray.weights.store import open_store
 
 pytestmark = pytest.mark.ray
@@ -37,12 +40,21 @@ def test_what_drifts_is_reverted_on_the_whole_service(ray_session, tmp_path):
     (tmp_path / "w.yaml").write_text(yaml.safe_dump(a_workload(tmp_path).model_dump(mode="json", exclude_none=True)))
     drift = DriftOptions(sample_every_s=0.05, false_alarm_days=1e-3, workload=str(tmp_path / "w.yaml"))
     node = NodeOptions(memory=1 << 26, device="cpu", threads=1)
+    certificate = read_certificate(*self_signed(tmp_path))
+    trusted = ssl.create_default_context(cafile=certificate.cert)
     with (
         serve_release(
-            tmp_path / "store", nodes=[node], cache=tmp_path / "cache", port=free_port(), watch=True, drift=drift
+            tmp_path / "store",
+            nodes=[node],
+            cache=tmp_path / "cache",
+            port=free_port(),
+            tls=certificate,
+            watch=True,
+            drift=drift,
         ) as service,
-        httpx.Client(base_url=service.url, timeout=60, trust_env=False) as client,
+        httpx.Client(base_url=service.url, timeout=60, trust_env=False, verify=trusted) as client,
     ):
+        assert service.url.startswith("https://")
         pictures = [png(frame) for frame in FRAMES]
 
         def send_until(happens):
