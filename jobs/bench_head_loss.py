@@ -107,6 +107,19 @@ class Fleet:
         """The same again."""
         self.cluster.head_node.start_gcs_server()
 
+    def lose_everything(self) -> None:
+        """All raylets, whatever is left of them."""
+        for node in self.cluster.list_all_nodes():
+            self.cluster.remove_node(node, allow_graceful=False)
+
+    def start_anew(self) -> None:
+        """What a supervisor would do: a new cluster at the old address, and the application on it."""
+        self.lose_everything()
+        self.start_head()
+        for name in NODES:
+            add_edge(self.cluster, name)
+        self.deploy()
+
     def engines(self) -> set[int]:
         """Processes of engines of this cluster's application."""
         found = set()
@@ -198,7 +211,7 @@ def incident(
     threading.Event().wait(down_s)
     left, mended_s = fleet.engines(), time.monotonic()
     mend()
-    on_ray.wait_until_calm(mended_s)
+    (alone if mend == fleet.lose_everything else on_ray).wait_until_calm(mended_s)
     ended_s = time.monotonic()
     row = {
         "what": what,
@@ -225,16 +238,9 @@ def measured(
         with Cameras(fleet.url, queries, known, options.threads) as on_ray:
             on_ray.wait_until_calm(time.monotonic())
             if kept == "memory":
-
-                def anew() -> None:
-                    fleet.lose_head()
-                    fleet.start_head()
-                    for name in NODES:
-                        add_edge(fleet.cluster, name)
-                    fleet.deploy()
-
-                what = "GCS killed, state in memory; a new cluster after that"
-                return [incident(what, fleet, on_ray, alone, fleet.lose_gcs, anew, RECONNECT_S + options.down_s)]
+                what = "GCS killed, state in memory; then " + ("all else" if options.stay_lost else "a new cluster")
+                mend = fleet.lose_everything if options.stay_lost else fleet.start_anew
+                return [incident(what, fleet, on_ray, alone, fleet.lose_gcs, mend, RECONNECT_S + options.down_s)]
             gcs = (fleet.lose_gcs, fleet.start_gcs, options.down_s)
             head = (fleet.lose_head, fleet.start_head, options.down_s)
             return [
@@ -255,6 +261,7 @@ def main() -> None:
     parser.add_argument("--down-s", type=float, default=15, help="seconds until what was killed is started again")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("memory", "redis"), help="where Ray keeps its state; both by default")
+    parser.add_argument("--stay-lost", action="store_true", help="kill the rest instead of starting a new cluster")
     parser.add_argument("--out", type=Path, help="write the record here instead of into jobs/results")
     parser.add_argument("--memory-bytes", type=int, default=64 << 20)
     options = parser.parse_args()

@@ -37,7 +37,8 @@ from gemel_ray.spec.answers import Classified
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.store import Store, open_store
 
-# Ray reads these while it is imported: a lost machine is noticed within a second or two.
+# Ray reads these while it is imported: a lost machine is noticed within a second or two, and its workers do not give
+# way to whatever else runs here.
 os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="token",
@@ -46,6 +47,7 @@ os.environ.update(
     RAY_health_check_period_ms="500",
     RAY_health_check_timeout_ms="1000",
     RAY_health_check_failure_threshold="3",
+    RAY_worker_niceness="0",
 )
 NODES = ("box-a", "box-b")
 FRAMES = [np.random.default_rng(seed).integers(0, 256, (48, 64, 3), dtype=np.uint8) for seed in range(3)]
