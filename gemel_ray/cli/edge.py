@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -14,9 +15,9 @@ from gemel_ray.cli.common import (
     ReleaseNumber,
     StoreUri,
     Thumbnails,
-    Ways,
     TlsCert,
     TlsKey,
+    Ways,
     WorkloadFile,
     show_result,
     tell,
@@ -96,7 +97,7 @@ def simulate(
         raise InputError(f"{target} looks like a workload: also give --store, where its releases are")
     options = SimulationOptions(
         release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds, trace=trace,
-        answers=answers, most_frames=frames, allow_factories=allow_factories,
+        answers=answers, most_frames=frames, allow_factories=allow_factories, processes=os.cpu_count() or 1,
     )  # fmt: skip
     workload = None if store is None else load_workload(Path(target))
     show_result(simulate_store(store or target, options, workload), as_json, render_edge.simulations_table)
@@ -112,9 +113,9 @@ def edge(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     options: Annotated[Path | None, typer.Option(help="YAML: tokens, limits, queries, how often to poll.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for blobs and the last good release.")] = None,
-    way: Ways = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    way: Ways = None,
     thumbnails: Thumbnails = True,
 ) -> None:
     """Serve on this machine alone, without Ray: follow the store's HEAD, and go on from local disk when it is away.
@@ -124,8 +125,8 @@ def edge(
     from gemel_ray.serving.edge_server import serve_edge
     from gemel_ray.serving.machine import node_options
     from gemel_ray.serving.options import load_edge_options
-    from gemel_ray.spec.workload import load_workload
     from gemel_ray.serving.tls import read_certificate
+    from gemel_ray.spec.workload import load_workload
 
     loaded = load_workload(workload)
     serve_edge(

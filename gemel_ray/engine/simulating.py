@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import statistics
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from gemel_ray.edge.chrome_trace import chrome_trace
-from gemel_ray.edge.metrics import standing_answers
-from gemel_ray.edge.simulation import cameras_of, choose_plan, measure, play
-from gemel_ray.edge.traffic import periodic
-from gemel_ray.policy.baselines import POLICIES, candidate_plans, find_policy
+from gemel_ray.edge.playing import Asked, Played, play_asked
+from gemel_ray.policy.baselines import POLICIES, find_policy
 from gemel_ray.policy.estimates import estimate_profile, find_rates
 from gemel_ray.policy.sharing import Models, models_of
-from gemel_ray.spec.errors import InputError, OverBudgetError
+from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
@@ -29,6 +30,8 @@ from gemel_ray.weights.store import Store, open_store
 
 # Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
 _LEVELS = (0.0, 0.25, 0.5, 0.75)
+# Fewer are simulated sooner than another process starts.
+_LEAST_FRAMES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class SimulationOptions:
     answers: Path | None = None
     most_frames: int = 300
     allow_factories: bool = False
+    # More than one only where the main module may be imported again without running, as commands may.
+    processes: int = 1
 
 
 def simulate_store(uri: str, options: SimulationOptions, workload: Workload | None = None) -> list[dict[str, Any]]:
@@ -63,11 +68,27 @@ def simulate_store(uri: str, options: SimulationOptions, workload: Workload | No
     budgets = _budgets(manifest, profile, options.memory)
     recording = None if workload is None else _recording(workload, store, manifest, options)
     models = models_of(manifest)
-    return [
-        _row(models, profile, policy, budget_bytes, options, recording)
+    asked = [
+        Asked(policy, budget_bytes, options.seconds * 1000, wants_standing=recording is not None)
         for budget_bytes in budgets
         for policy in policies
     ]
+    if options.trace is not None:
+        asked[-1] = replace(asked[-1], wants_trace=True)
+    played = _all_played(models, profile, asked, options.processes)
+    if options.trace is not None and played[-1].trace is not None:
+        options.trace.write_text(json.dumps(played[-1].trace), encoding="utf-8")
+    return [_row(profile, each, found, recording) for each, found in zip(asked, played, strict=True)]
+
+
+def _all_played(models: Models, profile: DeviceProfile, asked: Sequence[Asked], processes: int) -> list[Played]:
+    frames = sum(model.fps * each.duration_ms / 1000 for model in models.values() for each in asked)
+    work = partial(play_asked, models, profile)
+    if processes == 1 or frames < _LEAST_FRAMES:
+        return [work(each) for each in asked]
+    # Spawned: what was imported here has started threads.
+    with ProcessPoolExecutor(min(processes, len(asked)), multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(work, asked))
 
 
 def _recording(workload: Workload, store: Store, manifest: Manifest, options: SimulationOptions) -> Recording:
@@ -81,35 +102,24 @@ def _recording(workload: Workload, store: Store, manifest: Manifest, options: Si
     return recording
 
 
-def _row(
-    models: Models,
-    profile: DeviceProfile,
-    policy: str,
-    budget_bytes: int,
-    options: SimulationOptions,
-    recording: Recording | None,
-) -> dict[str, Any]:
-    head = {"policy": policy, "budget_bytes": budget_bytes, "device": profile.device, "estimated": profile.estimated}
-    cameras = cameras_of(models)
-    try:
-        plans = candidate_plans(find_policy(policy), models, profile, budget_bytes=budget_bytes)
-    except OverBudgetError as error:
-        return head | {"problem": str(error)}
-    chosen = choose_plan(plans, cameras)
-    trace = play(chosen, periodic(cameras, options.seconds * 1000))
-    if options.trace is not None:
-        options.trace.write_text(json.dumps(chrome_trace(trace)), encoding="utf-8")
-    found = measure(policy, chosen.plan, trace)
-    worst = min(found.goodput_fraction, key=found.goodput_fraction.__getitem__)
-    if recording is not None:
-        merged = find_policy(policy).serves_merged
-        accuracy = accuracies(recording, standing_answers(trace.verdicts), merged=merged)
+def _row(profile: DeviceProfile, asked: Asked, played: Played, recording: Recording | None) -> dict[str, Any]:
+    head = {
+        "policy": asked.policy,
+        "budget_bytes": asked.budget_bytes,
+        "device": profile.device,
+        "estimated": profile.estimated,
+    }
+    found = played.found
+    if found is None:
+        return head | {"problem": played.problem}
+    if recording is not None and played.standing is not None:
+        accuracy = accuracies(recording, played.standing, merged=find_policy(asked.policy).serves_merged)
         head |= {"accuracy": accuracy, "mean_accuracy": statistics.fmean(accuracy.values())}
     return head | {
         **{key: value for key, value in asdict(found).items() if key not in ("policy", "budget_bytes")},
         "mean_goodput_fraction": found.mean_goodput_fraction,
         "worst_goodput_fraction": found.worst_goodput_fraction,
-        "worst_query": worst,
+        "worst_query": min(found.goodput_fraction, key=found.goodput_fraction.__getitem__),
     }
 
 

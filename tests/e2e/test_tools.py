@@ -5,6 +5,8 @@ import json
 import pytest
 from tiny_release import CLASSIFIERS, publish_tiny_release
 
+from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -51,6 +53,16 @@ def test_every_policy_is_simulated_at_every_budget(made, profiled, tmp_path, gem
         assert 0 <= row["worst_goodput_fraction"] <= row["mean_goodput_fraction"] <= 1
         assert row["policy"] == "everything_resident" or row["peak_bytes"] <= row["budget_bytes"]
     assert json.loads((tmp_path / "trace.json").read_text())
+
+
+def test_long_simulations_run_in_processes_of_their_own_and_give_the_same(made, profiled, tmp_path, gemel):
+    asked = {"policy": "model_lru,time_space", "memory": f"{made.bytes_of('north_people') + (16 << 20)}B"}
+    rows = gemel(
+        tmp_path, "simulate", made.store, "--profile", profiled[0], "--policy", asked["policy"],
+        "--memory", asked["memory"], "--seconds", "1300", "--json",
+    )  # fmt: skip
+    alone = simulate_store(str(made.store), SimulationOptions(profile=profiled[0], seconds=1300, **asked))
+    assert rows == json.loads(json.dumps(alone))
 
 
 def test_a_device_that_is_not_at_hand_is_estimated_and_said_so(made, tmp_path, gemel):
