@@ -20,6 +20,8 @@ def profile_table(document: Document) -> None:
     Console().print(shown)
     rate = format_bytes(round(1000 * document["load_bytes_per_ms"]))
     Console().print(f"Loading a weight set: {document['load_fixed_ms']:.2f} ms and its bytes at {rate} a second")
+    run, load = document["run_slowdown"], document["load_slowdown"]
+    Console().print(f"Beside each other an inference takes {run:.2f} times as long, and a load {load:.2f} times")
 
 
 def simulations_table(rows: Sequence[Document]) -> None:

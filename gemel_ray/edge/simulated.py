@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from gemel_ray.edge.jobs import Job, Lanes
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
@@ -17,9 +17,8 @@ def never_fails(action: Load | Infer) -> str | None:
 
 
 class SimulatedDevice:
-    """Implements edge.device.Device. Every action takes exactly the time that `costs` gives it.
-
-    The lanes do not slow each other down. `Stopped` follows the last arrival at once.
+    """Implements edge.device.Device. Every action takes exactly the time that `costs` gives it, longer while the other
+    lane works too where `costs` says so. `Stopped` follows the last arrival at once.
     """
 
     def __init__(
@@ -39,11 +38,8 @@ class SimulatedDevice:
         self._ledger = ledger or Ledger(costs.budget_bytes)
         self._failure_of = failure_of
         self._now_ms = 0.0
-        self._load_lane_free_ms = 0.0
-        self._compute_lane_free_ms = 0.0
+        self._lanes = Lanes(costs.contention)
         self._arrived: set[str] = set()
-        # How loads under way will end.
-        self._coming: dict[str, Done] = {}
         self._in_use: Counter[str] = Counter()
         # What is known from the start, last first: of what happens at once, it happens before what comes of actions.
         self._given: list[Event] = [
@@ -53,9 +49,6 @@ class SimulatedDevice:
         ]
         self._given.sort(key=lambda event: event.now_ms)
         self._given.reverse()
-        # Time, then order of insertion.
-        self._events: list[tuple[float, int, Done]] = []
-        self._pushed = 0
 
     @property
     def budget_bytes(self) -> int:
@@ -82,44 +75,38 @@ class SimulatedDevice:
 
     def next_event(self) -> Event | None:
         """See Device. Moves the clock on."""
-        if self._given and (not self._events or self._given[-1].now_ms <= self._events[0][0]):
+        ending = self._lanes.next_to_end()
+        if self._given and (ending is None or self._given[-1].now_ms <= ending.end_ms):
             given = self._given.pop()
             self._now_ms = given.now_ms
             return given
-        if not self._events:
+        if ending is None:
             return None
-        self._now_ms, _, done = heapq.heappop(self._events)
+        self._now_ms = ending.end_ms
+        self._lanes.end(ending)
+        done = Done(ending.action, ending.end_ms, ending.took_ms, ending.failure)
         self._end(done)
         return done
 
     def _start_load(self, load: Load) -> None:
         self._ledger.reserve(load.weight, load.bytes)
-        took_ms = self._load_ms[load.weight]
-        self._load_lane_free_ms = max(self._load_lane_free_ms, self._now_ms) + took_ms
-        self._coming[load.weight] = Done(load, self._load_lane_free_ms, took_ms, self._failure_of(load))
-        self._push(self._coming[load.weight])
+        self._lanes.start_load(Job(load, self._load_ms[load.weight], self._failure_of(load)), self._now_ms)
 
     def _start_infer(self, infer: Infer) -> None:
         query = self._queries[infer.query, infer.release]
-        if missing := [each for each in query.weights if each not in self._arrived and each not in self._coming]:
+        if missing := [each for each in query.weights if each not in self._arrived and each not in self._lanes.coming]:
             raise ValueError(f"query {infer.query!r} cannot run: weights {missing} are neither there nor on their way")
         self._ledger.reserve_workspace(infer.workspace_bytes)
         self._in_use.update(query.weights)
-        begun_ms = max(self._compute_lane_free_ms, self._now_ms)
-        ended_ms, failure = self._computed(query, query.run_ms[len(infer.frames)], begun_ms)
-        self._compute_lane_free_ms = ended_ms
-        self._push(Done(infer, ended_ms, ended_ms - begun_ms, failure or self._failure_of(infer)))
+        job = Job(infer, query.run_ms[len(infer.frames)], self._failure_of(infer), self._waits(query))
+        self._lanes.start_infer(job, self._now_ms)
 
-    def _computed(self, query: PlannedQuery, run_ms: float, begun_ms: float) -> tuple[float, str | None]:
-        """When an inference ends that waits for weights on their way as it needs them, and what failed to arrive."""
-        ended_ms = begun_ms + run_ms
-        for weight in query.weights:
-            arrival = self._coming.get(weight)
-            if arrival is not None and arrival.failure is not None:
-                return max(begun_ms, arrival.now_ms), f"weights {weight!r} did not arrive: {arrival.failure}"
-            if arrival is not None:
-                ended_ms = max(ended_ms, arrival.now_ms + (1 - query.needed_after.get(weight, 0.0)) * run_ms)
-        return ended_ms, None
+    def _waits(self, query: PlannedQuery) -> dict[str, float]:
+        """The weights on their way that a query waits for, and after which part of its run it needs each."""
+        coming = self._lanes.coming
+        if not coming:
+            return {}
+        return {weight: query.needed_after.get(weight, 0.0) for weight in query.weights if weight in coming}
 
     def _evict(self, evict: Evict) -> None:
         if evict.weight not in self._arrived:
@@ -134,12 +121,7 @@ class SimulatedDevice:
             self._in_use.subtract(self._queries[done.action.query, done.action.release].weights)
             self._ledger.release_workspace(done.action.workspace_bytes)
             return
-        del self._coming[done.action.weight]
         if done.failure is None:
             self._arrived.add(done.action.weight)
         else:
             self._ledger.release(done.action.weight)
-
-    def _push(self, done: Done) -> None:
-        heapq.heappush(self._events, (done.now_ms, self._pushed, done))
-        self._pushed += 1

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from gemel_ray.engine.blobs import BlobFile, Fetch, open_blobs
+from gemel_ray.engine.contending import measure_contention, typical
 from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.devices import device_name, find_device
 from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.ways import fastest
 from gemel_ray.engine.workspace import Work, peak_bytes
+from gemel_ray.spec.plan import Contention
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile, Way
 from gemel_ray.spec.release import Manifest
 from gemel_ray.vision.models import task_of
@@ -34,6 +36,8 @@ BATCH_SIZES = (1, 2, 4, 8)
 DETECTOR_FRAME = (360, 640)
 # Larger batch sizes are left out of a query's profile once its measurement has taken so long.
 SECONDS_PER_QUERY = 2.0
+# How loading and computing slow each other down is measured on so many queries.
+_CONTENDED_QUERIES = 3
 
 Sample = tuple[int, float]
 
@@ -113,21 +117,28 @@ def profile_skeletons(
     """`measure_profile` for models that are built already, through an empty residence."""
     loads: list[Sample] = []
     queries: dict[str, QueryProfile] = {}
+    contentions: list[Contention] = []
     for name, skeleton in skeletons.items():
         loads += _timed_loads(skeleton.weights, blobs, residence, repeats)
         frame = _noise(manifest, name, frame_height_width)
         room_bytes = budget_bytes - residence.allocated_bytes()
         skeleton.way = _fastest_way(skeleton, frame, residence, ways, repeats)
         queries[name] = _query_profile(skeleton, frame, residence, batch_sizes, repeats, room_bytes)
+        beside_bytes = room_bytes - min(queries[name].workspace_bytes.values())
+        if len(contentions) < _CONTENDED_QUERIES:
+            contentions += _contention(skeleton, frame, blobs, residence, repeats, beside_bytes)
         for weight in skeleton.weights:
             residence.evict(weight)
     fixed_ms, bytes_per_ms = fit_loads(loads)
+    contention = typical(contentions)
     log.info("profiled %d queries on %s: %.0f bytes a ms loaded", len(queries), residence.device, bytes_per_ms)
     return DeviceProfile(
         device=device_name(residence.device),
         estimated=False,
         load_fixed_ms=fixed_ms,
         load_bytes_per_ms=bytes_per_ms,
+        run_slowdown=contention.run_slowdown,
+        load_slowdown=contention.load_slowdown,
         queries=queries,
     )
 
@@ -187,6 +198,23 @@ def _query_profile(
         run_ms[size] = statistics.median(_took_ms(work) for _ in range(repeats))
     first_use = skeleton.first_uses([frame], residence)
     return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes, first_use=first_use, way=skeleton.way)
+
+
+def _contention(
+    skeleton: Skeleton,
+    frame: Image,
+    blobs: Mapping[str, BlobFile],
+    residence: Residence,
+    repeats: int,
+    room_bytes: float,
+) -> list[Contention]:
+    """Of one frame beside loads of the query's largest weight set that fits a second time; none on a GPU, which has
+    engines of its own for copies, and where nothing fits."""
+    fitting = [blobs[weight] for weight in skeleton.weights if blobs[weight].data_bytes <= room_bytes]
+    if residence.device.type != "cpu" or not fitting:
+        return []
+    work = partial(skeleton.answers, [frame], residence)
+    return [measure_contention(work, max(fitting, key=lambda blob: blob.data_bytes), residence, repeats)]
 
 
 def _fastest_way(skeleton: Skeleton, frame: Image, residence: Residence, ways: Sequence[Way], repeats: int) -> Way:

@@ -10,7 +10,7 @@ from gemel_ray.policy.batching import Demand, choose_batch_sizes, expect
 from gemel_ray.policy.duty_cycle import Round, TurnCost, bundle
 from gemel_ray.policy.order import choose_order
 from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
-from gemel_ray.spec.plan import EdgePlan, PlannedQuery
+from gemel_ray.spec.plan import Contention, EdgePlan, PlannedQuery
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 from gemel_ray.spec.release import Manifest
 
@@ -98,7 +98,8 @@ def plan_queries(
         len(order), budget_bytes, chosen.cycle_ms, chosen.score[0],
     )  # fmt: skip
     planned = tuple(_planned(name, weights[name], chosen.sizes[name], _profile_of(name, profile)) for name in order)
-    return EdgePlan(planned, weight_bytes, load_ms, budget_bytes, overlap)
+    contention = Contention(profile.run_slowdown, profile.load_slowdown)
+    return EdgePlan(planned, weight_bytes, load_ms, budget_bytes, overlap, contention)
 
 
 def in_order_of_use(plan: EdgePlan, manifest: Manifest, profile: DeviceProfile) -> EdgePlan:

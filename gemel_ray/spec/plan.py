@@ -25,6 +25,14 @@ class PlannedQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class Contention:
+    """How many times as long an inference takes while weights load, and a load while an inference computes."""
+
+    run_slowdown: float = 1.0
+    load_slowdown: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class EdgePlan:
     """Queries in round-robin order, the bytes and load time of each weight set, and the budget that holds them."""
 
@@ -34,6 +42,8 @@ class EdgePlan:
     budget_bytes: int
     # Load the next turn's missing weights while this turn computes.
     overlap: bool = True
+    # What the times above leave out.
+    contention: Contention = Contention()
     names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from gemel_ray.spec.strict import Strict
 Way = Literal["plain", "channels_last", "bfloat16", "float16"]
 WAYS: tuple[Way, ...] = get_args(Way)
 NonNegative = Annotated[float, Field(ge=0)]
+Slowdown = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 
 
 class QueryProfile(Strict):
@@ -47,6 +48,10 @@ class DeviceProfile(Strict):
     estimated: bool
     load_fixed_ms: NonNegative
     load_bytes_per_ms: Annotated[float, Field(gt=0)]
+    # How many times as long an inference takes while weights load, and a load while an inference computes: more than
+    # once where both use the same cores or the same memory.
+    run_slowdown: Slowdown = 1.0
+    load_slowdown: Slowdown = 1.0
     queries: dict[str, QueryProfile]
 
     def load_ms(self, count_bytes: int) -> float:

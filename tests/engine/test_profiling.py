@@ -1,9 +1,14 @@
 """Profiles measured on real models: complete, plausible, quick."""
 
+import threading
+
 import pytest
 import torch
 
+from gemel_ray.engine.blobs import open_blobs
+from gemel_ray.engine.contending import measure_contention
 from gemel_ray.engine.profiling import fit_loads, measure_profile
+from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.workspace import peak_bytes
 
 MIB = 2**20
@@ -57,3 +62,38 @@ def test_loads_that_tell_no_slope_give_a_plain_rate(samples):
     fixed_ms, bytes_per_ms = fit_loads(samples)
     assert fixed_ms == 0
     assert bytes_per_ms > 0
+
+
+def test_work_that_waits_for_what_a_load_holds_is_told_as_slowed_down(release_of):
+    made = release_of({"a": "resnet18"})
+    (blob,) = open_blobs(made.manifest, made.path).values()
+    lock, residence = threading.Lock(), Residence(torch.device("cpu"))
+    matrix = torch.ones(300, 300)
+
+    def infer():
+        with lock:
+            return matrix @ matrix
+
+    class Slow(Residence):
+        """Lets nobody compute meanwhile."""
+
+        def load(self, *arguments):
+            with lock:
+                super().load(*arguments)
+
+    slow = measure_contention(infer, blob, Slow(torch.device("cpu")), 20)
+    assert slow.run_slowdown > 1
+    measure_contention(infer, blob, residence, 3)
+    assert residence.weights == ()
+    assert residence.allocated_bytes() == 0
+
+
+def test_a_profile_says_how_loads_and_inferences_slow_each_other_down(release_of):
+    made = release_of({"a": "resnet18"})
+    profile = measure_profile(made.manifest, made.path, "cpu", batch_sizes=(1,), repeats=3)
+    assert 1 <= profile.run_slowdown < 100
+    assert 1 <= profile.load_slowdown < 100
+    # Not a byte more than the weights and one workspace: there is no room to measure it in.
+    tight = made.bytes_of("a") + profile.queries["a"].workspace_bytes[1]
+    told = measure_profile(made.manifest, made.path, "cpu", batch_sizes=(1,), repeats=1, budget_bytes=tight)
+    assert (told.run_slowdown, told.load_slowdown) == (1, 1)
