@@ -1,13 +1,20 @@
 """The Serve files we ship. Ray's own schema takes unknown keys and forgets them, so they are looked for here."""
 
+import shlex
 from pathlib import Path
 
+import jsonschema
 import pytest
+import ray
+import typer
 import yaml
+from kuberay_schema import RESOURCES
 from ray.serve.schema import ServeDeploySchema
 
+from gemel_ray.cli.main import app
 from gemel_ray.serving.options import parse_options
 
+KUBERAY = Path(__file__).parents[2] / "serve_configs" / "kuberay"
 CONFIGS = sorted((Path(__file__).parents[2] / "serve_configs").glob("*.yaml"))
 
 
@@ -38,3 +45,56 @@ def test_there_is_a_configuration_for_one_machine_and_one_for_several():
     options = parse_options(fleet["applications"][0]["args"])
     assert options.has_controller
     assert len({tuple(node.labels.items()) for node in options.nodes}) == len(options.nodes) > 1
+
+
+def manifest(name):
+    return yaml.safe_load((KUBERAY / name).read_text())
+
+
+@pytest.mark.parametrize("path", sorted(KUBERAY.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_manifest_has_only_fields_that_kuberay_knows(path):
+    found = manifest(path.name)
+    jsonschema.validate(found, RESOURCES[found["kind"]])
+    cluster = found["spec"].get("rayClusterConfig") or found["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+
+
+def test_a_key_that_kuberay_does_not_know_is_found():
+    found = manifest("service.yaml")
+    found["spec"]["rayClusterConfig"]["headGroupSpec"]["rayStartParams"]["labels"] = "role=head"
+    with pytest.raises(jsonschema.ValidationError, match="labels"):
+        jsonschema.validate(found, RESOURCES["RayService"])
+
+
+def test_the_service_on_kubernetes_is_the_fleet_and_every_node_has_its_pod():
+    found = manifest("service.yaml")["spec"]
+    config = yaml.safe_load(found["serveConfigV2"])
+    ServeDeploySchema.model_validate(config)
+    assert unknown_keys(config, ServeDeploySchema) == []
+    fleet = yaml.safe_load((KUBERAY.parent / "fleet.yaml").read_text())
+    (application,), (shipped,) = config["applications"], fleet["applications"]
+    tokens = application["args"].pop("tokens")
+    assert application == shipped
+    cluster = found["rayClusterConfig"]
+    workers = {tuple(group["labels"].items()): group for group in cluster["workerGroupSpecs"]}
+    options = parse_options(application["args"])
+    assert cluster["headGroupSpec"]["labels"] == options.front_labels
+    for node in options.nodes:
+        container = workers[tuple(node.labels.items())]["template"]["spec"]["containers"][0]
+        assert int(container["resources"].get("limits", {}).get("nvidia.com/gpu", 0)) == node.num_gpus
+        assert {token["env"] for token in tokens.values()} <= {variable["name"] for variable in container["env"]}
+        assert options.cache in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_job_on_kubernetes_is_a_search_that_the_command_takes():
+    found = manifest("search.yaml")["spec"]
+    gemel, command, *arguments = shlex.split(found["entrypoint"])
+    assert (gemel, command) == ("gemel", "search")
+    context = typer.main.get_command(app).commands[command].make_context(command, arguments)
+    mounts = found["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    assert str(context.params["workload"].parent) in {mount["mountPath"] for mount in mounts}
