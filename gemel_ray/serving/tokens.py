@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request
 from pydantic import model_validator
@@ -184,6 +185,22 @@ def _check_local(request: Request) -> None:
         raise HTTPException(
             403, "callers from other machines need a token; give the service 'tokens', or set allow_anonymous: true"
         )
+    # A web page read on this machine may send its browser here under its own name, and would read the answers.
+    if (name := _host_named(request)) is not None and not is_loopback(name):
+        raise HTTPException(
+            403,
+            f"the request was meant for {name!r}; without tokens, ask for localhost or 127.0.0.1, or give the service "
+            "'tokens'",
+        )
+
+
+def _host_named(request: Request) -> str | None:
+    """The host that a caller says it asks for, '' for one that makes no sense; None for a caller that says nothing."""
+    given = request.headers.get("host")
+    try:
+        return None if given is None else urlsplit(f"//{given}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

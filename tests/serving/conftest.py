@@ -32,7 +32,7 @@ class Client:
 
     async def _request(self, method, path, request):
         transport = httpx.ASGITransport(self._api, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, **request)
 
 

@@ -234,14 +234,14 @@ def address(url):
 
 
 def _message(path, kind, body):
-    head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 WHOLE = (
     _message("/v1/queries/north_cars/frames", "image/png", PICTURES["PNG"]),
     _message("/v2/models/north_cars/infer", "application/json", json.dumps(MESSAGES[0][0]).encode()),
-    b"GET /v1/status HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n",
 )
 
 

@@ -152,13 +152,35 @@ def test_without_tokens_nobody_changes_the_service_not_even_from_this_machine(en
     assert "takes an admin's token, and none is set" in reply.json()["error"]
 
 
-def asked_by(caller, api, path, method="GET"):
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8000", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("evil.example", 403),
+        ("localhost.evil.example:8000", 403),
+        ("192.0.2.7", 403),
+        ("[", 403),
+        ("", 403),
+    ],
+)
+def test_without_tokens_a_page_of_another_name_reads_nothing_through_a_browser_here(engine, tiny, host, status):
+    api = build_api(EngineBackend(engine, tiny.manifest))
+    assert asked_by("127.0.0.1", api, "/v1/status", headers={"Host": host}).status_code == status
+    guarded = build_api(EngineBackend(engine, tiny.manifest), guard=Guard(TOKENS))
+    headers = {"Host": host, "Authorization": f"Bearer {READ}"}
+    assert asked_by("127.0.0.1", guarded, "/v1/status", headers=headers).status_code == 200
+
+
+def asked_by(caller, api, path, method="GET", headers=None):
     """What somebody at another address is answered; the server tells the application the address."""
 
     async def ask():
         transport = httpx.ASGITransport(api, client=(caller, 1234))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, path)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return await client.request(method, path, headers=headers)
 
     return asyncio.run(ask())
 
