@@ -103,9 +103,6 @@ def search(
     delta_rank: Annotated[
         int, typer.Option(min=0, help="Rank of the private corrections that a resisting layer is tried with; 0: none.")
     ] = 8,
-    mixed_frames: Annotated[
-        int, typer.Option(min=0, help="Blends of training frames to learn from beside the frames; 0: none.")
-    ] = 1024,
     operating_points: Annotated[
         str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
     ] = None,
@@ -142,7 +139,7 @@ def search(
         raise InputError(f"--apart {apart!r} takes queries out of a release; name it with --from-release")
     settings = SearchSettings(
         max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
-        start=start, delta_rank=delta_rank, mixed_frames=mixed_frames,  # type: ignore[arg-type]
+        start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
     )  # fmt: skip
     options = SearchOptions(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, epochs=epochs,

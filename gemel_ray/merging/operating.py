@@ -65,6 +65,6 @@ def _point(target: float, manifest: Manifest) -> OperatingPoint:
         release=manifest.release,
         bytes_before=manifest.bytes_before,
         bytes_after=manifest.bytes_after,
-        worst_agreement=min((accuracy.agreement for accuracy in found), default=1.0),
-        worst_lower_bound=min((accuracy.lower_bound for accuracy in found), default=1.0),
+        worst_agreement=min((accuracy.held[0] for accuracy in found), default=1.0),
+        worst_lower_bound=min((accuracy.held[1] for accuracy in found), default=1.0),
     )

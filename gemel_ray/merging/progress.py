@@ -179,5 +179,5 @@ def _told(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "objectors": list(outcome.objectors),
         "validation": outcome.validation,
-        "gate": {query: accuracy.agreement for query, accuracy in outcome.accuracies.items()},
+        "gate": {query: accuracy.held[0] for query, accuracy in outcome.accuracies.items()},
     }

@@ -84,7 +84,7 @@ class MergeSearcher(Searcher):
         latest = self._progress.latest()
         saved, before = latest.bytes_before - latest.bytes_after, latest.bytes_before
         bound = sum(layer.saved_bytes for state in self._progress.states for layer in state.groups)
-        agreements = [query.accuracy.agreement for query in latest.queries.values() if query.accuracy]
+        agreements = [query.accuracy.held[0] for query in latest.queries.values() if query.accuracy]
         return (
             f"trial {self._name(candidate)}: {outcome.reason} after {outcome.steps} steps, {outcome.seconds:.0f} s | "
             f"release {latest.release} saves {format_bytes(saved)} ({100 * saved / before:.1f} % of all; across models "

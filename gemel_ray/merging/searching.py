@@ -105,8 +105,7 @@ def _prepare(
     else:
         progress = _begun(workload, store, models, bounded(options, frames))
         progress.save()
-    blends = max((state.settings.mixed_frames for state in progress.states), default=0)
-    return {name: with_teacher(part, models[name], mixed_frames=blends) for name, part in frames.items()}, progress
+    return {name: with_teacher(part, models[name]) for name, part in frames.items()}, progress
 
 
 def _resumed(workload: Workload, store: Store) -> Progress:
@@ -171,7 +170,7 @@ def _of_one_set(options: SearchOptions, sets: int) -> SearchSettings:
     if settings.most_steps is not None:
         narrowed["most_steps"] = settings.most_steps // sets
     if options.paper:
-        narrowed |= {"delta_rank": 0, "mixed_frames": 0}
+        narrowed["delta_rank"] = 0
     return settings.model_copy(update=narrowed)
 
 

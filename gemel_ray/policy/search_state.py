@@ -24,8 +24,6 @@ class SearchSettings(Strict):
     patience: Annotated[int, Field(ge=1)] = 3
     # Retraining steps of all trials together: a training epoch has as many as its feeds' frames make batches.
     most_steps: int | None = None
-    # Blends of training frames that every classifier's original answers, to be learnt from beside the frames.
-    mixed_frames: int = 1024
     # See trials.Candidate.
     objective: Objective = "distillation"
     gate_margin: Fraction = 0.0

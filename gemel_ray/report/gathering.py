@@ -166,8 +166,8 @@ def _points(manifest: Manifest, manifests: Sequence[Manifest]) -> tuple[Operatin
                 search=str(search),
                 release=found.release,
                 target=min(accuracy.target for accuracy in accuracies),
-                worst_agreement=min(accuracy.agreement for accuracy in accuracies),
-                worst_lower_bound=min(accuracy.lower_bound for accuracy in accuracies),
+                worst_agreement=min(accuracy.held[0] for accuracy in accuracies),
+                worst_lower_bound=min(accuracy.held[1] for accuracy in accuracies),
                 saved_fraction=1 - found.bytes_after / found.bytes_before,
             )
     return tuple(sorted(last.values(), key=lambda point: (point.target, point.search)))

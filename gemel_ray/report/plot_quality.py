@@ -38,13 +38,13 @@ def draw_accuracies(figure: Figure, facts: Facts, sheet: Sheet) -> None:
     """Each merged query's agreement on the gate, down to its lower bound, against its target."""
     axes, ground, found = figure.subplots(), sheet.ground, facts.accuracies
     for row, accuracy in enumerate(found.values()):
-        reaches = accuracy.agreement >= accuracy.target
+        reaches, (estimate, bound) = accuracy.meets_target, accuracy.held
         colour = ground.blue if reaches else ground.orange
-        axes.plot([100 * accuracy.lower_bound, 100 * accuracy.agreement], [row, row], color=colour, linewidth=2.4)
-        axes.plot(100 * accuracy.lower_bound, row, "|", color=colour, markersize=10, markeredgewidth=2)
-        axes.plot(100 * accuracy.agreement, row, "o" if reaches else "X", color=colour, markersize=7.5)
+        axes.plot([100 * bound, 100 * estimate], [row, row], color=colour, linewidth=2.4)
+        axes.plot(100 * bound, row, "|", color=colour, markersize=10, markeredgewidth=2)
+        axes.plot(100 * estimate, row, "o" if reaches else "X", color=colour, markersize=7.5)
         axes.plot([100 * accuracy.target] * 2, [row - 0.38, row + 0.38], color=ground.ink, linewidth=1.8)
-    lowest = min(min(each.lower_bound, each.target) for each in found.values())
+    lowest = min(min(each.held[1], each.target) for each in found.values())
     axes.set(ylim=(len(found) - 0.4, -0.6), xlim=(max(100 * lowest - 2, -1), 100.5))
     axes.set_yticks(range(len(found)), [sheet.shortened(name) for name in found])
     axes.tick_params(axis="y", length=0)

@@ -62,7 +62,7 @@ def _savings_told(facts: Facts) -> str:
 
 
 def _accuracies_told(facts: Facts) -> str:
-    reached = sum(found.agreement >= found.target for found in facts.accuracies.values())
+    reached = sum(found.meets_target for found in facts.accuracies.values())
     return (
         f"{reached} of {len(facts.accuracies)} merged queries reach their target. A bar reaches down from the "
         "agreement with the original to its lower confidence bound; the upright stroke is the target."

@@ -37,9 +37,9 @@ def headlines(facts: Facts) -> list[tuple[str, str, str]]:
             ("of what could be saved", percent(share), f"bound {percent(facts.share(facts.bounds.within_bytes))}")
         )
     if facts.accuracies:
-        name, worst = min(facts.accuracies.items(), key=lambda item: item[1].agreement - item[1].target)
+        name, worst = min(facts.accuracies.items(), key=lambda item: item[1].held[0] - item[1].target)
         beside = f"{name}, target {percent(worst.target)}"
-        found.append(("nearest to its target", percent(worst.agreement), beside))
+        found.append(("nearest to its target", percent(worst.held[0]), beside))
     found.append(("queries", str(len(facts.manifest.queries)), f"{len(facts.accuracies)} of them merged"))
     return found  # fmt: skip
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.strict import Strict
-from gemel_ray.spec.workload import Name, Query
+from gemel_ray.spec.workload import Judge, Name, Query
 
 SCHEMA_VERSION = 1
 
@@ -27,11 +27,12 @@ class BlobInfo(Strict):
 class Accuracy(Strict):
     """How well one query's merged model does on the gate split, which nothing else has seen.
 
-    `agreement` compares with the original's own answers and is what the target is held against; the accuracies
-    against labels are there only where the feed has labels.
+    `agreement` compares with the original's own answers. The accuracies against labels, and their ratio, are there
+    only where the feed has labels. The target is held against one of the two, as the query is `judged_by`.
     """
 
     target: float
+    judged_by: Judge = "agreement"
     measure: str
     agreement: float
     lower_bound: float
@@ -39,10 +40,25 @@ class Accuracy(Strict):
     validation_agreement: float
     original_accuracy: float | None = None
     merged_accuracy: float | None = None
+    # merged / original, and its lower confidence bound.
+    relative_accuracy: float | None = None
+    relative_lower_bound: float | None = None
+
+    @property
+    def held(self) -> tuple[float, float]:
+        """What the target is held against: an estimate and its lower confidence bound."""
+        if self.judged_by == "labels" and self.relative_accuracy is not None and self.relative_lower_bound is not None:
+            return self.relative_accuracy, self.relative_lower_bound
+        return self.agreement, self.lower_bound
+
+    @property
+    def meets_target(self) -> bool:
+        """Whether the estimate reaches the target."""
+        return self.held[0] >= self.target
 
     def passes(self, margin: float) -> bool:
         """Whether the gate's estimate reaches the target, and its lower bound the target less a margin."""
-        return self.agreement >= self.target and self.lower_bound >= self.target - margin
+        return self.meets_target and self.held[1] >= self.target - margin
 
 
 class ReleasedQuery(Strict):

@@ -41,6 +41,8 @@ Name = Annotated[str, AfterValidator(_check_name)]
 Target = Annotated[float, Field(gt=0, le=1)]
 Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Option = Annotated[bool | int | float | str, BeforeValidator(_check_option)]
+# What a target is held against: the original's own answers, or both models' accuracy on the feed's labels.
+Judge = Literal["agreement", "labels"]
 SpecT = TypeVar("SpecT", bound=Strict)
 
 
@@ -84,6 +86,7 @@ class Query(Strict):
     feed: Name
     model: ModelSpec
     accuracy_target: Target
+    judged_by: Judge = "agreement"
     fps: Fps
     slo_ms: Milliseconds
     # Detection answers below this score are not given.
@@ -102,6 +105,7 @@ class Defaults(Strict):
     """Values for queries that do not set their own."""
 
     accuracy_target: Target = 0.95
+    judged_by: Judge = "agreement"
     fps: Fps = 30
     slo_ms: Milliseconds = 100
 

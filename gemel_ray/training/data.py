@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +15,11 @@ from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import FeedSpec
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.dense import read_outputs
-from gemel_ray.training.mixing import blended
 from gemel_ray.vision.feeds import open_feed
 from gemel_ray.vision.feeds.labels import boxes_of, class_of, unknown_classes
-from gemel_ray.vision.metrics import Score, compare
+from gemel_ray.vision.metrics import Score, compare, relative_accuracy
 from gemel_ray.vision.models import task_of
-from gemel_ray.vision.tasks import DetectionTask, Image, Task, task_for
+from gemel_ray.vision.tasks import Image, Task, task_for
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "gate")
 _FEWEST_FRAMES = 20
@@ -50,8 +48,6 @@ class QueryData:
 
     query: Query
     splits: Mapping[Split, SplitData] = field(default_factory=dict)
-    # Blends of training frames and what the original answers to them; None where there are none to learn from.
-    mixed: SplitData | None = None
 
     @property
     def task(self) -> Task:
@@ -82,7 +78,7 @@ def read_query_data(query: Query, feed_spec: FeedSpec, *, needs_labels: bool = F
     frames = list(feed.frames())
     labels = [class_of(frame, classes) for frame in frames]
     boxes = [boxes_of(frame, classes) for frame in frames]
-    if needs_labels:
+    if needs_labels or query.judged_by == "labels":
         _check_labels(query, boxes if task_of(query.model) == "detection" else labels)
     task = task_for(query.model, query.score_threshold)
     sides = split_frames(labels, [frame.split for frame in frames])
@@ -118,9 +114,12 @@ def stacked(images: Sequence[Image]) -> tuple[Image, ...] | np.ndarray:
 def _check_labels(query: Query, labels: Sequence[object]) -> None:
     if any(label is None for label in labels):
         wanted = "boxes" if task_of(query.model) == "detection" else "labels"
+        why, otherwise = ("to train an original from", "give the model's 'weights'")
+        if query.judged_by == "labels":
+            why, otherwise = ("to be judged by", "say 'judged_by: agreement'")
         raise FeedError(
-            f"query {query.name!r}: feed {query.feed!r} carries no {wanted} to train an original from; give the "
-            f"model's 'weights', or use a feed with {wanted}"
+            f"query {query.name!r}: feed {query.feed!r} carries no {wanted} {why}; {otherwise}, or use a feed with "
+            f"{wanted}"
         )
 
 
@@ -133,56 +132,17 @@ def _check_sizes(query: Query, splits: Mapping[Split, SplitData]) -> None:
             )
 
 
-def with_teacher(data: QueryData, model: nn.Module, *, mixed_frames: int = 0) -> QueryData:
-    """The same data with the original's own answers to every frame: the labels that need no labelling.
-
-    Classifiers get answers to so many blends of training frames too.
-    """
+def with_teacher(data: QueryData, model: nn.Module) -> QueryData:
+    """The same data with the original's own answers to every frame: the labels that need no labelling."""
     splits = {side: _taught(split, data.task, model) for side, split in data.splits.items()}
     train = splits["train"]
     splits["train"] = replace(train, outputs=read_outputs(model, data.task, train.images))
-    return QueryData(data.query, splits, _mixed(data, model, mixed_frames))
-
-
-def _mixed(data: QueryData, model: nn.Module, count: int) -> SplitData | None:
-    """Boxes of two blended frames are nobody's: detectors learn from frames alone."""
-    images = data.splits["train"].images
-    if not count or not isinstance(images, np.ndarray) or isinstance(data.task, DetectionTask):
-        return None
-    blends = blended(images, count, np.random.default_rng(0))
-    return _taught(SplitData(blends, np.full(count, -1)), data.task, model)
+    return QueryData(data.query, splits)
 
 
 def _taught(split: SplitData, task: Task, model: nn.Module) -> SplitData:
     logits, answers = run_model(model, task, split.images)
     return SplitData(split.images, split.labels, split.boxes, logits, tuple(answers))
-
-
-def picked(split: SplitData, places: np.ndarray) -> SplitData:
-    """The frames at some places of a split, with what is known of them."""
-
-    def at(values: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(values[place] for place in places) if values else ()
-
-    return SplitData(
-        images=split.images[places] if isinstance(split.images, np.ndarray) else at(split.images),
-        labels=split.labels[places],
-        boxes=at(split.boxes),
-        logits=None if split.logits is None else split.logits[places],
-        answers=at(split.answers),
-        outputs=split.outputs and {name: values[places] for name, values in split.outputs.items()},
-    )
-
-
-def joined(one: SplitData, other: SplitData) -> SplitData:
-    """The frames of both, and the original's logits: what classifiers are distilled from."""
-    logits = [part.logits for part in (one, other) if part.logits is not None]
-    assert len(logits) == 2, "call with_teacher first"
-    return SplitData(
-        images=stacked([*one.images, *other.images]),
-        labels=np.concatenate([one.labels, other.labels]),
-        logits=np.concatenate(logits),
-    )
 
 
 @torch.inference_mode()
@@ -207,10 +167,26 @@ def score_on_labels(data: QueryData, side: Split, answers: Sequence[Answer]) -> 
 
     None where the feed does not label every frame.
     """
+    truth = _truth(data, side)
+    return None if truth is None else compare(truth, answers)
+
+
+def score_relative(data: QueryData, side: Split, answers: Sequence[Answer]) -> Score | None:
+    """What share of the original's accuracy on the feed's labels these answers have; None where labels are missing."""
+    truth = _truth(data, side)
+    return None if truth is None else relative_accuracy(truth, data.splits[side].answers, answers)
+
+
+def score(data: QueryData, side: Split, answers: Sequence[Answer]) -> Score:
+    """What the query's target is held against."""
+    relative = score_relative(data, side, answers) if data.query.judged_by == "labels" else None
+    return relative or compare(data.splits[side].answers, answers)
+
+
+def _truth(data: QueryData, side: Split) -> list[Answer] | None:
     split, classes = data.splits[side], data.query.model.classes
-    truth: list[Answer]
     if task_of(data.query.model) == "detection":
-        truth = [Detected(boxes) for boxes in split.boxes]
+        truth: list[Answer] = [Detected(boxes) for boxes in split.boxes]
     else:
         truth = [Classified(classes[index], ()) for index in split.labels if index >= 0]
-    return compare(truth, answers) if len(truth) == len(split.images) else None
+    return truth if len(truth) == len(split.images) else None

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Objective, Recipe, Start
-from gemel_ray.training.data import QueryData, SplitData, joined, picked, run_model
+from gemel_ray.training.data import QueryData, run_model, score
 from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
 from gemel_ray.vision.alignment import align
 from gemel_ray.vision.binding import bind, distinct_parameters
 from gemel_ray.vision.checkpoints import put_state
-from gemel_ray.vision.metrics import Score, compare
+from gemel_ray.vision.metrics import Score
 
 Verdict = Literal["reached", "missed", "hopeless"]
 
@@ -54,7 +55,7 @@ class RetrainOptions:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Agreement with the originals on the validation split after so many steps."""
+    """How near the originals the merged models are on the validation split after so many steps."""
 
     step: int
     scores: Mapping[str, Score]
@@ -114,14 +115,16 @@ class JointRetraining:
             return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=5e-4)
         return torch.optim.AdamW(parameters, lr=rate)
 
+    def answers(self, split: Literal["validation", "gate"]) -> dict[str, list[Answer]]:
+        """What every model answers to the frames of a split."""
+        return {
+            query: run_model(model, self.data[query].task, self.data[query].splits[split].images)[1]
+            for query, model in self.models.items()
+        }
+
     def score(self, split: Literal["validation", "gate"]) -> dict[str, Score]:
-        """Agreement of every model with its original on a split."""
-        scores = {}
-        for query, model in self.models.items():
-            part = self.data[query].splits[split]
-            _, answers = run_model(model, self.data[query].task, part.images)
-            scores[query] = compare(part.answers, answers)
-        return scores
+        """What every query's target is held against, on a split."""
+        return {query: score(self.data[query], split, found) for query, found in self.answers(split).items()}
 
     def _train(self, optimiser: torch.optim.Optimizer, step: int) -> int:
         for model in self.models.values():
@@ -138,22 +141,12 @@ class JointRetraining:
         optimiser.zero_grad(set_to_none=True)
         # One backward pass a query: activations of only one model are alive at a time.
         for query, model in self.models.items():
-            lesson = self._lesson(self.data[query])
-            places = np.arange(len(lesson.images))
-            loss = batch_loss(model, self.data[query].task, lesson, places, self.options.objective)
+            train = self.data[query].splits["train"]
+            size = min(frames_a_step(self.data[query].task, self.options.batch_size), len(train.images))
+            places = self._rng.choice(len(train.images), size=size, replace=False)
+            loss = batch_loss(model, self.data[query].task, train, places, self.options.objective)
             (self._loss_weights[query] * loss).backward()
         optimiser.step()
-
-    def _lesson(self, data: QueryData) -> SplitData:
-        """The frames of one step, half of them blends where the original has answered some."""
-        size = frames_a_step(data.task, self.options.batch_size)
-        if data.mixed is None or self.options.objective != "distillation":
-            return self._drawn(data.splits["train"], size)
-        return joined(self._drawn(data.splits["train"], size // 2), self._drawn(data.mixed, size - size // 2))
-
-    def _drawn(self, split: SplitData, size: int) -> SplitData:
-        frames = len(split.images)
-        return picked(split, self._rng.choice(frames, size=min(size, frames), replace=False))
 
     def _weigh(self, scores: Mapping[str, Score]) -> None:
         """Who is further from its original counts for more, within bounds."""

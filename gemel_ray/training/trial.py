@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
 
+from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.release import Accuracy, BlobInfo
 from gemel_ray.spec.trials import Candidate, Outcome
-from gemel_ray.training.data import QueryData, run_model, score_on_labels
+from gemel_ray.training.data import QueryData, score_on_labels, score_relative
 from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
 from gemel_ray.vision.binding import layer_tensors
 from gemel_ray.vision.checkpoints import put_state
-from gemel_ray.vision.metrics import Score
+from gemel_ray.vision.metrics import Score, compare
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.weights.models import BlobReader, load_state, store_models
 from gemel_ray.weights.store import Store
@@ -59,13 +60,13 @@ class Trial:
                 last, passed=False, reason=f"{last.verdict} on validation", objectors=objectors,
                 shortfall=self._shortfall(last.scores),
             )  # fmt: skip
-        gate = self.retraining.score("gate")
-        accuracies = {query: self._accuracy(query, score, last.scores[query]) for query, score in gate.items()}
+        gate = self.retraining.answers("gate")
+        accuracies = {query: self._accuracy(query, found, last.scores[query]) for query, found in gate.items()}
         margin = self.candidate.gate_margin
         if objectors := [query for query, accuracy in accuracies.items() if not accuracy.passes(margin)]:
             return self._outcome(
                 last, passed=False, reason="missed on the gate", objectors=objectors, accuracies=accuracies,
-                shortfall=self._shortfall(gate),
+                shortfall=max(a.target - a.held[0] for a in accuracies.values()),
             )  # fmt: skip
         weights, blobs = self._store()
         return self._outcome(last, passed=True, reason="passed", accuracies=accuracies, weights=weights, blobs=blobs)
@@ -82,28 +83,27 @@ class Trial:
         return self.data[query].query.accuracy_target
 
     def _shortfall(self, scores: Mapping[str, Score]) -> float:
-        return max(0.0, *(self._target(query) - score.estimate for query, score in scores.items()))
+        return max(self._target(query) - score.estimate for query, score in scores.items())
 
-    def _accuracy(self, query: str, score: Score, validation: Score) -> Accuracy:
-        original, merged = self._labelled(query)
+    def _accuracy(self, query: str, answers: Sequence[Answer], validation: Score) -> Accuracy:
+        """All that is known of a merged model's answers to the gate's frames."""
+        data = self.data[query]
+        reference = data.splits["gate"].answers
+        agreement, relative = compare(reference, answers), score_relative(data, "gate", answers)
+        original, merged = (score_on_labels(data, "gate", given) for given in (reference, answers))
         return Accuracy(
             target=self._target(query),
-            measure=score.measure,
-            agreement=score.estimate,
-            lower_bound=score.lower_bound,
-            gate_frames=score.frames,
+            judged_by=data.query.judged_by,
+            measure=agreement.measure,
+            agreement=agreement.estimate,
+            lower_bound=agreement.lower_bound,
+            gate_frames=agreement.frames,
             validation_agreement=validation.estimate,
-            original_accuracy=original,
-            merged_accuracy=merged,
+            original_accuracy=original.estimate if original else None,
+            merged_accuracy=merged.estimate if merged else None,
+            relative_accuracy=relative.estimate if relative else None,
+            relative_lower_bound=relative.lower_bound if relative else None,
         )
-
-    def _labelled(self, query: str) -> tuple[float | None, float | None]:
-        """Accuracy of original and merged model against the feed's labels, where there are any."""
-        part = self.data[query]
-        gate = part.splits["gate"]
-        _, answers = run_model(self.retraining.models[query], part.task, gate.images)
-        original, merged = score_on_labels(part, "gate", gate.answers), score_on_labels(part, "gate", answers)
-        return original.estimate if original else None, merged.estimate if merged else None
 
     def _store(self) -> tuple[dict[str, dict[str, str]], dict[str, BlobInfo]]:
         models, configuration = self.retraining.models, self.candidate.configuration

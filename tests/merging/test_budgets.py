@@ -43,7 +43,6 @@ def test_epochs_are_passes_over_the_longest_feed_and_divided_among_sets(workload
         ("a", 25, 20),
         ("c", 25, 20),
     ]
-    assert {state.settings.mixed_frames for state in states} == {0}
 
 
 def test_without_a_bound_steps_are_not_counted(workload):

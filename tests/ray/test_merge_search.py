@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 from tiny_workload import TINY_WORKLOAD
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -19,12 +20,15 @@ SEARCH = (
     "search", "workload.yaml", "--steps", "20", "--trials", "6", "--gate-margin", "1", "--json", "--store"
 )  # fmt: skip
 
+NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
 
-def gemel(folder, *arguments):
+
+def gemel(folder, *arguments, address=None):
     command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        env=environment | ({"RAY_ADDRESS": address} if address else {}),
     )  # fmt: skip
 
 
@@ -122,22 +126,43 @@ def _ancestors(pid, parents):
         yield pid
 
 
+def first_trial(searching, above):
+    """The first trial process of a search that appears below a process."""
+    until_s = time.monotonic() + 120
+    while not (found := trial_processes(above)):
+        assert searching.poll() is None, searching.communicate()[1]
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    return found[0]
+
+
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
 def test_a_trial_whose_process_is_killed_is_tried_again(folder):
     search = ("search", "workload.yaml", "--store", "killed", "--steps", "60", "--trials", "2", "--json")
     searching = gemel(folder, *search, "--gate-margin", "1")
-    killed, until_s = None, time.monotonic() + 120
-    while killed is None:
-        assert searching.poll() is None, searching.communicate()[1]
-        assert time.monotonic() < until_s
-        for pid in trial_processes(searching.pid)[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                killed = pid
-        time.sleep(0.05)
+    pid = first_trial(searching, searching.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
     manifest = json.loads(finished(searching))
     assert manifest["bytes_after"] < manifest["bytes_before"]
     assert json.loads(finished(gemel(folder, "verify", "killed", "--json"))) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
+def test_trials_of_a_node_that_dies_are_tried_again_on_another_and_the_release_is_the_same(folder):
+    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
+    try:
+        lost, _ = cluster.add_node(**NODE), cluster.add_node(**NODE)
+        searching = gemel(folder, *SEARCH, "moved", address=cluster.address)
+        first_trial(searching, lost.all_processes["raylet"][0].process.pid)
+        cluster.remove_node(lost, allow_graceful=False)
+        moved = json.loads(finished(searching))
+    finally:
+        cluster.shutdown()
+    undisturbed = json.loads(finished(gemel(folder, "show", "store", "--json")))
+    assert [query["weights"] for query in moved["queries"].values()] == [
+        query["weights"] for query in undisturbed["queries"].values()
+    ]
 
 
 def test_a_search_that_is_interrupted_says_how_to_go_on(folder):

@@ -1,6 +1,7 @@
 """Joint retraining on small street cameras: shared stays shared, targets are met, the gate is unseen."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,16 @@ import torch
 from gemel_ray.policy.grouping import group_layers
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.trials import Candidate
 from gemel_ray.spec.workload import parse_workload
-from gemel_ray.training.data import read_query_data, run_model, with_teacher
+from gemel_ray.training.data import read_query_data, with_teacher
 from gemel_ray.training.joint import JointRetraining, RetrainOptions
-from gemel_ray.training.mixing import blended
 from gemel_ray.training.originals import train_original
+from gemel_ray.training.releases import publish_originals
+from gemel_ray.training.trial import Trial
 from gemel_ray.vision.inspection import analyze
-from gemel_ray.vision.metrics import Score, compare_labels, f1, wilson_lower
+from gemel_ray.vision.metrics import RELATIVE, Score, compare_labels, f1, wilson_lower
+from gemel_ray.weights.store import open_store
 
 
 def workload(kind="streets", **feed):
@@ -111,30 +115,6 @@ def test_the_baseline_recipe_and_hard_labels_train_too(fleet, recipe, objective)
     assert all(0 <= score.estimate <= 1 for score in seen[-1].scores.values())
 
 
-def test_originals_answer_blends_of_their_frames_and_half_of_every_step_is_such(fleet):
-    found, data, models = fleet
-    taught = {name: with_teacher(part, models[name], mixed_frames=40) for name, part in data.items()}
-    for name, part in taught.items():
-        assert part.mixed.images.shape == (40, 32, 32, 3)
-        assert part.mixed.images.dtype == np.uint8
-        logits, _ = run_model(models[name], part.task, part.mixed.images)
-        np.testing.assert_array_equal(part.mixed.logits, logits)
-    fresh = {name: copy.deepcopy(model) for name, model in models.items()}
-    retraining = JointRetraining(fresh, taught, everything(found), RetrainOptions(max_steps=4))
-    part = taught[found.queries[0].name]
-    lesson = retraining._lesson(part)
-    known = {image.tobytes() for image in part.splits["train"].images}
-    assert [image.tobytes() in known for image in lesson.images].count(True) == len(lesson.images) // 2
-    assert list(retraining.run())[-1].verdict is not None
-
-
-def test_blends_lie_between_two_frames():
-    images = np.stack([np.full((4, 4, 3), value, np.uint8) for value in (10, 250)])
-    blends = blended(images, 200, np.random.default_rng(0))
-    assert (blends.min(), blends.max()) == (10, 250)
-    assert len(np.unique(blends)) > 20
-
-
 def test_who_is_further_from_its_original_counts_for_more(fleet):
     found, data, models = fleet
     fresh = {name: copy.deepcopy(model) for name, model in models.items()}
@@ -144,3 +124,25 @@ def test_who_is_further_from_its_original_counts_for_more(fleet):
     assert retraining._loss_weights == pytest.approx({far: 1.5, near: 0.5})
     retraining._weigh({far: Score("", 0.0, 0.0, 10), near: Score("", 1.0, 1.0, 10)})
     assert retraining._loss_weights == pytest.approx({far: 2 / 1.002, near: 1 / 3}, abs=0.01)
+
+
+def test_a_target_may_be_held_against_accuracy_on_labels(fleet, tmp_path):
+    """A merged model that answers right where its original erred has lost nothing then."""
+    found, data, models = fleet
+    store = open_store(str(tmp_path), create=True)
+    start = publish_originals(store, found, models, seed=0)
+    candidate = Candidate(
+        number=0, label="all", configuration=everything(found), max_steps=0, start_release=start.release, gate_margin=1
+    )
+    judged = {
+        name: replace(part, query=part.query.model_copy(update={"judged_by": "labels", "accuracy_target": 0.3}))
+        for name, part in data.items()
+    }
+    trial = Trial(candidate, judged, store)
+    (last,) = trial.run()
+    accuracies = trial.outcome(last).accuracies
+    for name, accuracy in accuracies.items():
+        assert last.scores[name].measure == RELATIVE
+        assert accuracy.held == (accuracy.relative_accuracy, accuracy.relative_lower_bound)
+        assert accuracy.relative_accuracy == pytest.approx(accuracy.merged_accuracy / accuracy.original_accuracy)
+        assert accuracy.relative_lower_bound < accuracy.relative_accuracy
