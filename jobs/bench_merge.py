@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import merge_workloads
 import records
@@ -27,7 +27,7 @@ from gemel_ray.merging.operating import aimed_at
 from gemel_ray.policy.grouping import group_repeats
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.workload import Workload, load_workload
+from gemel_ray.spec.workload import Judge, Workload, load_workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.fleet import train_fleet
 from gemel_ray.training.releases import publish_originals
@@ -74,7 +74,7 @@ def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Names
         load_weights(models[query.name], query.model)
     frames = {name: with_teacher(part, models[name]) for name, part in read_workload_data(workload).items()}
     for target in options.targets:
-        aimed = aimed_at(workload, target)
+        aimed = judged(aimed_at(workload, target), options.judged_by)
         data = {q.name: QueryData(q, frames[q.name].splits) for q in aimed.queries}
         for method in options.methods:
             key = (target, method)
@@ -82,6 +82,12 @@ def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Names
                 continue
             record["cells"].append(run_cell(aimed, models, data, target, method, options))
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def judged(workload: Workload, judge: Judge) -> Workload:
+    """The same workload with every target held against one thing."""
+    queries = tuple(query.model_copy(update={"judged_by": judge}) for query in workload.queries)
+    return workload.model_copy(update={"queries": queries})
 
 
 def run_cell(
@@ -135,6 +141,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="of processor time for each cell")
     parser.add_argument("--steps", type=int, default=150, help="of each trial at most")
     parser.add_argument("--gate-margin", type=float, default=0.03)
+    parser.add_argument(
+        "--judged-by", choices=get_args(Judge), default="agreement", help="what targets are held against"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1, help="originals trained at once")
     parser.add_argument("--machine", default="cpu")
@@ -143,7 +152,8 @@ def main() -> None:
     for name in options.workloads:
         workload = prepared(name, options)
         heading = records.heading("bench_merge")
-        path = records.path_of(heading, f"{options.machine}-{name}")
+        judge = "-by-labels" if options.judged_by == "labels" else ""
+        path = records.path_of(heading, f"{options.machine}-{name}{judge}")
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else heading | {"cells": []}
         record |= {"workload": name, "options": {k: str(v) for k, v in vars(options).items()}} | bounds(workload)
         cells_of(workload, record, options, path)

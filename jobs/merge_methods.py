@@ -20,13 +20,12 @@ from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.spec.workload import Workload
-from gemel_ray.training.data import QueryData, run_model
+from gemel_ray.training.data import QueryData, run_model, score
 from gemel_ray.training.losses import batch_loss
 from gemel_ray.training.releases import publish_candidate
 from gemel_ray.training.trial import Trial
 from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.inspection import analyze
-from gemel_ray.vision.metrics import compare
 from gemel_ray.vision.models import build_model
 from gemel_ray.weights.models import BlobReader, load_state
 from gemel_ray.weights.store import Store
@@ -167,10 +166,9 @@ def _rounded(model: nn.Module) -> nn.Module:
 
 def _gate(setting: Setting, query: str, model: nn.Module) -> tuple[float, float]:
     data = setting.data[query]
-    gate = data.splits["gate"]
-    _, answers = run_model(model, data.task, gate.images)
-    score = compare(gate.answers, answers)
-    return score.estimate, score.lower_bound
+    _, answers = run_model(model, data.task, data.splits["gate"].images)
+    found = score(data, "gate", answers)
+    return found.estimate, found.lower_bound
 
 
 def _bytes(model: nn.Module) -> int:
@@ -208,11 +206,7 @@ def _without_training(setting: Setting, shared: tuple[SharedLayer, ...], label: 
 
 
 def row(candidate: Candidate, outcome: Outcome, latest: Manifest) -> Row:
-    gates = {
-        name: (query.accuracy.agreement, query.accuracy.lower_bound)
-        for name, query in latest.queries.items()
-        if query.accuracy
-    }
+    gates = {name: query.accuracy.held for name, query in latest.queries.items() if query.accuracy}
     saved = 1 - latest.bytes_after / latest.bytes_before
     return _plain_row(candidate.label, saved, gates) | {"reason": outcome.reason, "steps": outcome.steps}
 

@@ -31,7 +31,7 @@ def table(record: Record) -> Iterator[tuple[str, ...]]:
 
 
 HEADS = (
-    "target", "method", "bytes saved", "of the bound", "worst agreement", "its bound", "trials", "steps", "CPU min",
+    "target", "method", "bytes saved", "of the bound", "worst accuracy", "its bound", "trials", "steps", "CPU min",
 )  # fmt: skip
 
 
@@ -64,8 +64,11 @@ def _row(record: Record, cell: Record, method: str, rows: list[Record]) -> tuple
 
 def heading(record: Record) -> str:
     """What the table is of."""
+    judge = record["options"].get("judged_by", "agreement")
+    against = "accuracy on labels relative to the original's" if judge == "labels" else "agreement with the original"
     return (
-        f"**{record['workload']}**, one thread, at most {float(record['options']['minutes']):g} CPU minutes a cell, "
+        f"**{record['workload']}**, {against}, one thread, at most {float(record['options']['minutes']):g} CPU minutes a "
+        "cell, "
         f"`--gate-margin {record['options']['gate_margin']}`; sharing across models could save at most "
         f"{100 * record['cross_model_bound_fraction']:.1f} %, with repeats within models "
         f"{100 * record['repeats_bound_fraction']:.1f} %:\n"
