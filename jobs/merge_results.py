@@ -66,9 +66,9 @@ def heading(record: Record) -> str:
     """What the table is of."""
     judge = record["options"].get("judged_by", "agreement")
     against = "accuracy on labels relative to the original's" if judge == "labels" else "agreement with the original"
+    minutes = float(record["options"]["minutes"])
     return (
-        f"**{record['workload']}**, {against}, one thread, at most {float(record['options']['minutes']):g} CPU minutes a "
-        "cell, "
+        f"**{record['workload']}**, {against}, one thread, at most {minutes:g} CPU minutes a cell, "
         f"`--gate-margin {record['options']['gate_margin']}`; sharing across models could save at most "
         f"{100 * record['cross_model_bound_fraction']:.1f} %, with repeats within models "
         f"{100 * record['repeats_bound_fraction']:.1f} %:\n"
