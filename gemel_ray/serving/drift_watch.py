@@ -133,7 +133,7 @@ class DriftWatch:
         if former is not None and former.released.weights == released.weights:
             former.releases.add(release)
             return former
-        settings = self._options.settings(_floor(released))
+        settings = self._options.settings(released.agreement_target)
         return _Watched(released, settings, {release}, self._memory.recall(released, settings))
 
     def _observe(self, sample: SampledFrame, watched: _Watched, reference: Answer) -> None:
@@ -185,14 +185,6 @@ class DriftWatch:
                 # Watching must go on: the next frame may be another matter.
                 self.problem = f"{type(error).__name__}: {error}"
                 log.exception("a sampled frame was not compared")
-
-
-def _floor(released: ReleasedQuery) -> float:
-    """The agreement that is asked for. Where labels judged, it is what the release was seen to have, at the least."""
-    target, accuracy = released.query.accuracy_target, released.accuracy
-    if accuracy is None or accuracy.judged_by == "agreement":
-        return target
-    return min(target, accuracy.lower_bound)
 
 
 def compared(reference: Answer, given: Answer) -> Compared:

@@ -120,7 +120,7 @@ def _card(released: ReleasedQuery, blobs: Mapping[str, BlobInfo]) -> QueryCard:
         task=task_of(query.model),
         classes=query.model.classes,
         slo_ms=query.slo_ms,
-        accuracy_target=query.accuracy_target,
+        accuracy_target=released.agreement_target,
         agreement=accuracy.agreement if accuracy else None,
         lower_bound=accuracy.lower_bound if accuracy else None,
         original_bytes=sum(blobs[sha].tensor_bytes for sha in released.weights.values()),

@@ -69,6 +69,16 @@ class ReleasedQuery(Strict):
     weights: dict[str, Sha256]
     accuracy: Accuracy | None = None
 
+    @property
+    def agreement_target(self) -> float:
+        """The agreement that is asked for while it is served, where there are no labels.
+
+        Where labels judged the release, it is what the release was seen to have on the gate, at the least.
+        """
+        if self.accuracy is None or self.accuracy.judged_by == "agreement":
+            return self.query.accuracy_target
+        return min(self.query.accuracy_target, self.accuracy.lower_bound)
+
 
 class Provenance(Strict):
     """How a release was made."""
