@@ -28,7 +28,7 @@ class Followed:
         self.store = open_store(self.folder)
         self.tally = Tally("releases")
         self._disk = folder / "disk"
-        self._runner = asyncio.Runner()
+        self.runner = asyncio.Runner()
         self._number = 1
         self.box = self.started()
         self.answer = self.answered()
@@ -41,7 +41,7 @@ class Followed:
 
     def answered(self):
         """What the box says to one frame, and of which release."""
-        (found,) = self._runner.run(self.box.infer("north_cars", [FRAME], slo_ms=60_000, droppable=False))
+        (found,) = self.runner.run(self.box.infer("north_cars", [FRAME], slo_ms=60_000, droppable=False))
         return found.release, found.answer
 
     def next_manifest(self):
@@ -86,6 +86,7 @@ def followed(tmp_path_factory):
     followed.box = followed.started()
     assert followed.answered() == followed.answer, "what is kept on disk is the good release"
     followed.box.stop()
+    followed.runner.close()
     followed.tally.write()
 
 
