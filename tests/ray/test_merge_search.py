@@ -116,7 +116,7 @@ def trial_processes(driver):
         except OSError:
             continue
         parents[int(path.parent.name)] = int(status.rpartition(")")[2].split()[1])
-        if name.startswith(b"ray::") and b"Trainable" in name:
+        if name.startswith((b"ray::MergeTrial", b"ray::ResourceTrainable")):
             found.append(int(path.parent.name))
     return [pid for pid in found if driver in _ancestors(pid, parents)]
 
