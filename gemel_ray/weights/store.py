@@ -16,7 +16,6 @@ import logging
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,16 @@ from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, MissingRel
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
 from gemel_ray.weights.files import Entry, Files
+from gemel_ray.weights.names import PIN, STATE, blob_name, manifest_name, state_name
+from gemel_ray.weights.verification import Problem, problems_of
 
 _MANIFEST = re.compile(r"releases/(\d{6,})\.json")
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
-_STATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _LINEAGE = "lineage.json"
-_PIN, _NONE = "PIN", "none"
+_NONE = "none"
 # A blob that is put again after so long counts as new, or `gemel gc` could take it before it is published.
 _FRESH_S = 3600.0
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something `verify` found: which file, and what is wrong with it."""
-
-    path: str
-    what: str
 
 
 def open_store(uri: str | Path, *, create: bool = False) -> Store:
@@ -66,14 +57,14 @@ class Store:
 
     def locate_blob(self, sha: str) -> str:
         """The full path of a blob, whether it is there or not."""
-        return self.locate(_blob_name(sha))
+        return self.locate(blob_name(sha))
 
     # blobs
 
     def put_blob(self, data: bytes) -> str:
         """Store bytes under their SHA-256 and return it. A damaged leftover of that name is replaced."""
         sha = hashlib.sha256(data).hexdigest()
-        name = _blob_name(sha)
+        name = blob_name(sha)
         if self._files.read(name) != data:
             self._files.write(name, data)
         elif self._files.age_s(name) > _FRESH_S:
@@ -82,11 +73,11 @@ class Store:
 
     def has_blob(self, sha: str) -> bool:
         """Whether the store holds a blob of that name; its bytes are not looked at."""
-        return self._files.exists(_blob_name(sha))
+        return self._files.exists(blob_name(sha))
 
     def read_blob(self, sha: str) -> bytes:
         """A blob's bytes, verified. Raises MissingBlobError or CorruptBlobError."""
-        data = self._files.read(_blob_name(sha))
+        data = self._files.read(blob_name(sha))
         path = self.locate_blob(sha)
         if data is None:
             raise MissingBlobError(f"{path} is missing; restore it from a copy of the store, or run the search again")
@@ -114,7 +105,7 @@ class Store:
 
         A file of its own: whoever publishes writes HEAD, and must not undo a pin that was set meanwhile.
         """
-        return self._number(_PIN)
+        return self._number(PIN)
 
     def wanted(self) -> int | None:
         """The release to serve: the pinned one, else HEAD; None where nothing was published yet."""
@@ -124,7 +115,7 @@ class Store:
     def _number(self, name: str) -> int | None:
         data = self._files.read(name)
         text = "" if data is None else data.decode(errors="replace").strip()
-        if data is None or (name == _PIN and text == _NONE):
+        if data is None or (name == PIN and text == _NONE):
             return None
         if not text.isdigit():
             raise StoreError(
@@ -135,11 +126,11 @@ class Store:
     def manifest(self, release: int | None = None) -> Manifest:
         """A release's manifest, HEAD's by default. Raises MissingReleaseError or StoreError."""
         number = self.head() if release is None else release
-        data = None if number is None else self._files.read(_manifest_name(number))
+        data = None if number is None else self._files.read(manifest_name(number))
         if number is None or data is None:
             what = "HEAD names no release yet" if number is None else f"has no release {number}"
             raise MissingReleaseError(f"{self.locate()} {what}{self._held()}")
-        path = self.locate(_manifest_name(number))
+        path = self.locate(manifest_name(number))
         try:
             found = Manifest.model_validate_json(data)
         except ValidationError as error:
@@ -178,23 +169,23 @@ class Store:
         while True:
             number = self.next_release()
             numbered = manifest.model_copy(update={"release": number})
-            if self._files.create(_manifest_name(number), numbered.model_dump_json(indent=1).encode()):
+            if self._files.create(manifest_name(number), numbered.model_dump_json(indent=1).encode()):
                 return numbered
 
     def set_head(self, release: int) -> None:
         """Make an existing release the one to serve."""
         with self._files.exclusively():
-            if not self._files.exists(_manifest_name(release)):
+            if not self._files.exists(manifest_name(release)):
                 raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
             self._write_head(release)
 
     def set_pin(self, release: int | None) -> None:
         """Let an existing release be served whatever HEAD says, or HEAD again."""
         with self._files.exclusively():
-            if release is not None and not self._files.exists(_manifest_name(release)):
+            if release is not None and not self._files.exists(manifest_name(release)):
                 raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
             # Unpinned is written too: some web servers answer for what is not there as for what is forbidden.
-            self._files.write(_PIN, f"{_NONE if release is None else release}\n".encode())
+            self._files.write(PIN, f"{_NONE if release is None else release}\n".encode())
 
     def _write_head(self, release: int) -> None:
         self._files.write("HEAD", f"{release}\n".encode())
@@ -220,7 +211,7 @@ class Store:
 
     def read_state(self, name: str) -> dict[str, Any] | None:
         """What a search wrote down last, None where there is nothing."""
-        return self._read_json(_state_name(name), "remove it to start that search afresh")
+        return self._read_json(state_name(name), "remove it to start that search afresh")
 
     def _read_json(self, name: str, way_out: str) -> dict[str, Any] | None:
         data = self._files.read(name)
@@ -231,12 +222,12 @@ class Store:
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         """Write down what a search needs to be taken up again."""
-        self._files.write(_state_name(name), json.dumps(state).encode())
+        self._files.write(state_name(name), json.dumps(state).encode())
 
     def searches(self) -> list[str]:
         """Names of all searches whose state the store holds."""
         names = (Path(name) for name in self._files.names("searches"))
-        return [path.stem for path in names if path.suffix == ".json" and _STATE.fullmatch(path.stem)]
+        return [path.stem for path in names if path.suffix == ".json" and STATE.fullmatch(path.stem)]
 
     # maintenance
 
@@ -259,7 +250,7 @@ class Store:
         parents = self._removed_parents() | {number: self.manifest(number).parent for number in numbers}
         if numbers:
             self._files.write(_LINEAGE, json.dumps(parents).encode())
-        self._files.delete(_manifest_name(number) for number in numbers)
+        self._files.delete(manifest_name(number) for number in numbers)
 
     def remove_files(self, entries: Iterable[Entry]) -> None:
         """Delete blobs or leftovers."""
@@ -269,9 +260,7 @@ class Store:
 
     def verify(self) -> list[Problem]:
         """Everything that is wrong with the store: damage, gaps, leftovers of interrupted writes."""
-        left = "left over from an interrupted write; safe to delete"
-        leftovers = [Problem(entry.name, left) for entry in self.leftovers()]
-        return [*self._verify_releases(), *self._verify_head(), *self._verify_blobs(), *leftovers]
+        return problems_of(self)
 
     def unused_blobs(self) -> list[str]:
         """Blobs that no release names: tried by a search and not accepted, or not published yet. No damage.
@@ -280,60 +269,3 @@ class Store:
         """
         used = {sha for number in self.releases() for sha in self.manifest(number).blobs}
         return [sha for sha in self.blobs() if sha not in used]
-
-    def _verify_releases(self) -> list[Problem]:
-        problems = []
-        for number in self.releases():
-            try:
-                blobs = sorted(self.manifest(number).blobs)
-            except StoreError as error:
-                problems.append(Problem(_manifest_name(number), str(error)))
-                continue
-            lost = (sha for sha in blobs if not self.has_blob(sha))
-            problems += [Problem(_blob_name(sha), f"missing, needed by release {number}") for sha in lost]
-        return problems
-
-    def _verify_head(self) -> list[Problem]:
-        try:
-            head, releases = self.head(), self.releases()
-        except StoreError as error:
-            return [Problem("HEAD", str(error))]
-        if head is None and releases:
-            return [Problem("HEAD", f"is missing; write the release to serve into it, one of {releases}")]
-        if head is not None and head not in releases:
-            return [Problem("HEAD", f"points at release {head}, which does not exist; releases: {releases or 'none'}")]
-        return self._verify_pin(releases)
-
-    def _verify_pin(self, releases: list[int]) -> list[Problem]:
-        try:
-            pinned = self.pinned()
-        except StoreError as error:
-            return [Problem(_PIN, str(error))]
-        if pinned is None or pinned in releases:
-            return []
-        return [Problem(_PIN, f"pins release {pinned}, which does not exist; `gemel unpin` serves HEAD again")]
-
-    def _verify_blobs(self) -> list[Problem]:
-        problems = []
-        for sha in self.blobs():
-            try:
-                self.read_blob(sha)
-            except StoreError as error:
-                problems.append(Problem(_blob_name(sha), str(error)))
-        return problems
-
-
-def _blob_name(sha: str) -> str:
-    if _SHA256.fullmatch(sha) is None:
-        raise StoreError(f"{sha!r} is not a blob name; one is 64 hexadecimal digits")
-    return f"blobs/sha256/{sha[:2]}/{sha}.safetensors"
-
-
-def _manifest_name(release: int) -> str:
-    return f"releases/{release:06d}.json"
-
-
-def _state_name(name: str) -> str:
-    if _STATE.fullmatch(name) is None:
-        raise StoreError(f"{name!r} is not a search's name; use letters, digits, '-', '_' and '.'")
-    return f"searches/{name}.json"
