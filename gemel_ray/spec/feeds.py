@@ -29,13 +29,13 @@ class StreetsFeed(Strict):
 
 
 class VideoFeed(Strict):
-    """A video file or a live stream (rtsp://, http://), decoded with PyAV."""
+    """A video file or a live stream (rtsp://, http://), decoded with PyAV. ${NAME} in a URI: see the environment."""
 
     kind: Literal["video"]
     uri: Annotated[str, Field(min_length=1)]
     # Frames are picked to come close to this rate; None keeps the source's own.
     fps: Fps | None = None
-    # Stop after so many frames; needed for a live stream that never ends.
+    # Stop after so many frames; a live stream, which never ends, must say it.
     frames: PositiveInt | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from gemel_ray.vision.feeds.frames import FeedFrame
 
 # Half a frame of leeway, so that 30 fps sampled at 30 fps loses nothing to rounding of timestamps.
 _LEEWAY = 0.5
+# How long a camera may say nothing, while it is opened and between two frames.
+_PATIENCE_S = 15.0
+_NEVER_ENDING = ("rtsp://", "rtsps://", "rtp://", "udp://")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 class Video:
@@ -25,22 +31,43 @@ class Video:
     def __init__(self, name: str, spec: VideoFeed) -> None:
         self.name = name
         self._uri, self._limit = spec.uri, spec.frames
+        # What messages and logs may show.
+        self._shown = re.sub(r"://[^/@]*@", "://...@", spec.uri)
         if "://" not in spec.uri and not Path(spec.uri).is_file():
             raise FeedError(f"feed {name!r}: no video file {spec.uri}; correct 'uri'")
+        if spec.uri.startswith(_NEVER_ENDING) and spec.frames is None:
+            raise FeedError(f"feed {name!r}: {self._shown} never ends; say how many 'frames' are to be read from it")
         with self._open() as container:
             rate = container.streams.video[0].average_rate
         self._source_fps = float(rate) if rate else 25.0
         self.fps = spec.fps or self._source_fps
 
     def _open(self) -> av.container.InputContainer:
+        is_remote = "://" in self._uri
         try:
-            container = av.open(self._uri)
+            container = av.open(
+                self._with_secrets() if is_remote else self._uri,
+                timeout=_PATIENCE_S if is_remote else None,
+                # Frames that lose a packet on the way break a merge; cameras that speak UDP alone still can.
+                options={"rtsp_flags": "prefer_tcp"} if self._uri.startswith("rtsp") else {},
+            )
         except (av.error.FFmpegError, OSError) as error:
-            raise FeedError(f"feed {self.name!r}: {self._uri} cannot be opened as video ({error})") from error
+            reason = error.strerror or type(error).__name__
+            raise FeedError(f"feed {self.name!r}: {self._shown} cannot be opened as video ({reason})") from None
         if not container.streams.video:
             container.close()
-            raise FeedError(f"feed {self.name!r}: {self._uri} has no video stream")
+            raise FeedError(f"feed {self.name!r}: {self._shown} has no video stream")
         return container
+
+    def _with_secrets(self) -> str:
+        """The URI with ${NAME} replaced from the environment, so that no workload file need hold a password."""
+
+        def value(found: re.Match[str]) -> str:
+            if found[1] not in os.environ:
+                raise FeedError(f"feed {self.name!r}: 'uri' names ${{{found[1]}}}, which is not set; export it first")
+            return os.environ[found[1]]
+
+        return _VARIABLE.sub(value, self._uri)
 
     def frames(self) -> Iterator[FeedFrame]:
         """Decoded frames as RGB. Raises FeedError where decoding breaks off."""
@@ -59,5 +86,6 @@ class Video:
                         return
             except av.error.FFmpegError as error:
                 raise FeedError(
-                    f"feed {self.name!r}: {self._uri} breaks off after {index} frames ({error}); is the file complete?"
-                ) from error
+                    f"feed {self.name!r}: {self._shown} breaks off after {index} frames ({error.strerror}); "
+                    "is the file complete, the camera still there?"
+                ) from None
