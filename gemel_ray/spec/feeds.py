@@ -29,7 +29,7 @@ class StreetsFeed(Strict):
 
 
 class VideoFeed(Strict):
-    """A video file or a live stream (rtsp://, http://), decoded with PyAV. ${NAME} in a URI: see the environment."""
+    """A video file, a folder of them or a stream (rtsp://, http://). ${NAME} in a URI comes from the environment."""
 
     kind: Literal["video"]
     uri: Annotated[str, Field(min_length=1)]

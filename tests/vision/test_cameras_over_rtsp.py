@@ -63,6 +63,6 @@ def test_a_camera_that_says_nothing_is_given_up(monkeypatch):
 
 def test_a_camera_that_goes_silent_is_told(camera_of, monkeypatch):
     monkeypatch.setattr(video, "_PATIENCE_S", 0.5)
-    found = feed(f"rtsp://{camera_of().address}/live", frames=1000)
+    found = feed(f"rtsp://{camera_of(hangs_up=False).address}/live", frames=1000)
     with pytest.raises(FeedError, match=r"breaks off after \d+ frames"):
         list(found.frames())

@@ -85,6 +85,25 @@ def test_a_video_is_sampled_at_the_wanted_rate(tmp_path):
     assert class_of(frames[0], CLASSES) is None
 
 
+def test_a_folder_of_videos_is_played_in_order_of_name_as_one(tmp_path):
+    for name in ("10.mp4", "09.mp4"):
+        write_video(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no video")
+    feed = open_feed("v", VideoFeed(kind="video", uri=str(tmp_path), fps=10))
+    frames = list(feed.frames())
+    assert [round(frame.time_s, 2) for frame in frames] == [round(0.1 * number, 2) for number in range(20)]
+    assert [frame.index for frame in frames] == list(range(20))
+    assert frames[10].image.mean() < 10 < frames[9].image.mean()
+    (tmp_path / "10.mp4").write_bytes(b"none")
+    with pytest.raises(FeedError, match=r"10\.mp4 cannot be opened as video"):
+        list(feed.frames())
+
+
+def test_a_folder_without_videos_is_told(tmp_path):
+    with pytest.raises(FeedError, match=r"holds no videos \(\.avi, "):
+        open_feed("v", VideoFeed(kind="video", uri=str(tmp_path)))
+
+
 def test_a_damaged_or_missing_video_is_named(tmp_path):
     path = tmp_path / "clip.mp4"
     with pytest.raises(FeedError, match="no video file"):

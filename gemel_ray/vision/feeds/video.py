@@ -20,6 +20,7 @@ _LEEWAY = 0.5
 # How long a camera may say nothing, while it is opened and between two frames.
 _PATIENCE_S = 15.0
 _NEVER_ENDING = ("rtsp://", "rtsps://", "rtp://", "udp://")
+_ENDINGS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"})
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -33,30 +34,42 @@ class Video:
         self._uri, self._limit = spec.uri, spec.frames
         # What messages and logs may show.
         self._shown = re.sub(r"://[^/@]*@", "://...@", spec.uri)
-        if "://" not in spec.uri and not Path(spec.uri).is_file():
-            raise FeedError(f"feed {name!r}: no video file {spec.uri}; correct 'uri'")
+        self._sources = [spec.uri] if "://" in spec.uri else self._files(Path(spec.uri))
         if spec.uri.startswith(_NEVER_ENDING) and spec.frames is None:
             raise FeedError(f"feed {name!r}: {self._shown} never ends; say how many 'frames' are to be read from it")
-        with self._open() as container:
+        with self._open(self._sources[0]) as container:
             rate = container.streams.video[0].average_rate
         self._source_fps = float(rate) if rate else 25.0
         self.fps = spec.fps or self._source_fps
 
-    def _open(self) -> av.container.InputContainer:
-        is_remote = "://" in self._uri
+    def _files(self, path: Path) -> list[str]:
+        """A video file, or a folder's in order of name."""
+        if path.is_dir():
+            files = [str(file) for file in sorted(path.iterdir()) if file.suffix.lower() in _ENDINGS]
+            if files:
+                return files
+            raise FeedError(
+                f"feed {self.name!r}: {path} holds no videos ({', '.join(sorted(_ENDINGS))}); correct 'uri'"
+            )
+        if not path.is_file():
+            raise FeedError(f"feed {self.name!r}: no video file {path}; correct 'uri'")
+        return [str(path)]
+
+    def _open(self, source: str) -> av.container.InputContainer:
+        is_remote, shown = "://" in source, self._shown if len(self._sources) == 1 else source
         try:
             container = av.open(
-                self._with_secrets() if is_remote else self._uri,
+                self._with_secrets() if is_remote else source,
                 timeout=_PATIENCE_S if is_remote else None,
                 # Frames that lose a packet on the way break a merge; cameras that speak UDP alone still can.
-                options={"rtsp_flags": "prefer_tcp"} if self._uri.startswith("rtsp") else {},
+                options={"rtsp_flags": "prefer_tcp"} if source.startswith("rtsp") else {},
             )
         except (av.error.FFmpegError, OSError) as error:
             reason = error.strerror or type(error).__name__
-            raise FeedError(f"feed {self.name!r}: {self._shown} cannot be opened as video ({reason})") from None
+            raise FeedError(f"feed {self.name!r}: {shown} cannot be opened as video ({reason})") from None
         if not container.streams.video:
             container.close()
-            raise FeedError(f"feed {self.name!r}: {self._shown} has no video stream")
+            raise FeedError(f"feed {self.name!r}: {shown} has no video stream")
         return container
 
     def _with_secrets(self) -> str:
@@ -70,22 +83,32 @@ class Video:
         return _VARIABLE.sub(value, self._uri)
 
     def frames(self) -> Iterator[FeedFrame]:
-        """Decoded frames as RGB. Raises FeedError where decoding breaks off."""
+        """Decoded frames as RGB, of several files as of one. Raises FeedError where decoding breaks off."""
         period_s = 1 / self.fps
         index, due_s = 0, 0.0
-        with self._open() as container:
-            try:
-                for position, frame in enumerate(container.decode(video=0)):
-                    time_s = position / self._source_fps if frame.time is None else float(frame.time)
-                    if time_s + _LEEWAY / self._source_fps < due_s:
-                        continue
-                    yield FeedFrame(index, time_s, np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8))
-                    index += 1
-                    due_s = max(due_s + period_s, time_s)
-                    if self._limit is not None and index >= self._limit:
-                        return
-            except av.error.FFmpegError as error:
-                raise FeedError(
-                    f"feed {self.name!r}: {self._shown} breaks off after {index} frames ({error.strerror}); "
-                    "is the file complete, the camera still there?"
-                ) from None
+        for time_s, frame in self._decoded():
+            if time_s + _LEEWAY / self._source_fps < due_s:
+                continue
+            yield FeedFrame(index, time_s, np.asarray(frame.to_ndarray(format="rgb24"), dtype=np.uint8))
+            index += 1
+            due_s = max(due_s + period_s, time_s)
+            if self._limit is not None and index >= self._limit:
+                return
+
+    def _decoded(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Every frame and its time; a file begins where the one before it ends."""
+        begun_s = time_s = 0.0
+        for source in self._sources:
+            with self._open(source) as container:
+                position = -1
+                try:
+                    for position, frame in enumerate(container.decode(video=0)):
+                        own_s = position / self._source_fps if frame.time is None else float(frame.time)
+                        time_s = begun_s + own_s
+                        yield time_s, frame
+                except av.error.FFmpegError as error:
+                    raise FeedError(
+                        f"feed {self.name!r}: {self._shown} breaks off after {position + 1} frames ({error.strerror}); "
+                        "is the file complete, the camera still there?"
+                    ) from None
+            begun_s = time_s + 1 / self._source_fps

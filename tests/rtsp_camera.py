@@ -15,22 +15,26 @@ _PAYLOAD_BYTES = 7 * 188
 
 
 def transport_stream(frames):
-    """Frames that grow brighter, encoded."""
+    """Frames that grow brighter, a hundred of them, and then from dark again, encoded."""
     file = io.BytesIO()
     with av.open(file, "w", format="mpegts") as container:
         stream = container.add_stream("mpeg2video", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(frames):
-            image = np.full((48, 64, 3), 2 * number, np.uint8)
+            image = np.full((48, 64, 3), 2 * (number % 100), np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return file.getvalue()
 
 
 class Camera:
-    """Answers readers until it is closed; with credentials (user:password), those who give them."""
+    """Answers readers until it is closed; with credentials (user:password), those who give them.
 
-    def __init__(self, frames=100, credentials=None):
+    After its last frame it hangs up, or says nothing more.
+    """
+
+    def __init__(self, frames=100, credentials=None, hangs_up=True):
+        self._hangs_up = hangs_up
         self._needed = credentials and base64.b64encode(credentials.encode()).decode()
         self._stream = transport_stream(frames)
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -64,6 +68,8 @@ class Camera:
             connection.sendall(told.encode())
             if method == "PLAY":
                 self._play(connection)
+                if self._hangs_up:
+                    return
 
     def _reply(self, method, headers):
         if self._needed and not any(f"Basic {self._needed}" in header for header in headers):
