@@ -20,8 +20,8 @@ import records
 import torch
 from torch import nn
 
+from gemel_ray.merging.options import SearchOptions, initial_states
 from gemel_ray.merging.progress import Progress, superseded
-from gemel_ray.merging.searching import SearchOptions, initial_states
 from gemel_ray.policy.greedy import advance_greedy, begin_greedy, greedy_candidate
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.release import Manifest

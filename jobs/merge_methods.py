@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from gemel_ray.merging.options import SearchOptions, initial_states
 from gemel_ray.merging.progress import Progress, superseded
-from gemel_ray.merging.searching import SearchOptions, initial_states
 from gemel_ray.policy.additions import memory_forward
 from gemel_ray.policy.greedy import advance_greedy, begin_greedy, greedy_candidate
 from gemel_ray.policy.search_state import SearchSettings

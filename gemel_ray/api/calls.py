@@ -69,7 +69,7 @@ def search(
 
     `parallel` trials run at once, each with `cpus` and `gpus`, on the Ray that runs or on one started meanwhile.
     """
-    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.merging.options import SearchOptions
     from gemel_ray.merging.searching import search as run_search
     from gemel_ray.policy.search_state import SearchSettings
 

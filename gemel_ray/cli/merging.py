@@ -18,7 +18,7 @@ from gemel_ray.spec.errors import InputError
 
 if TYPE_CHECKING:
     # Ray and torch are loaded by the commands that need them.
-    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.merging.options import SearchOptions
     from gemel_ray.spec.workload import Workload
 
 
@@ -127,7 +127,7 @@ def search(
 
     Example: gemel search workload.yaml --store ./store
     """
-    from gemel_ray.merging.searching import SearchOptions
+    from gemel_ray.merging.options import SearchOptions
     from gemel_ray.policy.search_state import SearchSettings
     from gemel_ray.spec.workload import load_workload
 

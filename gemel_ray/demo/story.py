@@ -18,7 +18,8 @@ import PIL.Image
 
 from gemel_ray.demo.comparison import Played, Recording, play, record
 from gemel_ray.demo.workloads import ORIGINALS, cameras_document, streets_document, write_workload
-from gemel_ray.merging.searching import SearchOptions, search, search_name
+from gemel_ray.merging.options import SearchOptions
+from gemel_ray.merging.searching import search, search_name
 from gemel_ray.merging.session import ray_session
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.serving.local import Service, serve_release, serve_session

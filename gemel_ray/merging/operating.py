@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from gemel_ray.merging.searching import SearchOptions, search, search_name
+from gemel_ray.merging.options import SearchOptions
+from gemel_ray.merging.searching import search, search_name
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemel_ray.merging.searching import SearchOptions, bounded, initial_states
+from gemel_ray.merging.options import SearchOptions, bounded, initial_states
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.data import QueryData, SplitData

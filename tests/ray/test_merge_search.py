@@ -77,7 +77,7 @@ def test_a_search_goes_on_from_what_a_release_has_merged(folder):
     before = json.loads(finished(gemel(folder, "releases", "again", "--json")))
     head = next(row["release"] for row in before if row["is_head"])
     (folder / "drifted.yaml").write_text(TINY_WORKLOAD.replace("originals/", "gone/").replace("seed: 0", "seed: 5"))
-    more = ("again", "--trials", "2", "--from-release", str(head), "--apart")
+    more = ("again", "--from-release", str(head), "--apart")
     search = ("search", "drifted.yaml", *SEARCH[2:], *more, "a_cars")
     manifest = json.loads(finished(gemel(folder, *search)))
     after = json.loads(finished(gemel(folder, "releases", "again", "--json")))
