@@ -50,7 +50,9 @@ def head_outputs(model: nn.Module, task: Task, images: Sequence[Image]) -> Outpu
     assert isinstance(model, _DENSE)
     prepared, _ = model.transform(task.prepare(images, next(model.parameters()).device))
     features = model.backbone(prepared.tensors)
-    return dict(model.head(list(features.values())))
+    # As torchvision does: a backbone of one's own may have a single level.
+    levels = [features] if isinstance(features, torch.Tensor) else list(features.values())
+    return dict(model.head(levels))
 
 
 def dense_loss(model: nn.Module, task: Task, images: Sequence[Image], taught: Mapping[str, np.ndarray]) -> torch.Tensor:

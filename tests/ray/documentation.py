@@ -71,10 +71,10 @@ def environment():
     return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def shell(command, folder):
-    """Run a line in bash; what it printed."""
+def shell(command, folder, known=None):
+    """Run a line in bash, in this environment or the one that is known; what it printed."""
     done = subprocess.run(
-        ["bash", "-c", command], cwd=folder, env=environment(), capture_output=True, text=True, timeout=120
+        ["bash", "-c", command], cwd=folder, env=known or environment(), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
     return done.stdout
