@@ -37,7 +37,7 @@ def test_a_password_comes_from_the_environment(camera_of, monkeypatch):
     camera = camera_of(credentials="viewer:s3cret")
     monkeypatch.setenv("GATE_PASSWORD", "s3cret")
     assert len(list(feed(f"rtsp://viewer:${{GATE_PASSWORD}}@{camera.address}/live", frames=2).frames())) == 2
-    with pytest.raises(FeedError, match=r"rtsp://\.\.\.@.*cannot be opened") as told:
+    with pytest.raises(FeedError, match=r"rtsp://127.*cannot be opened") as told:
         feed(f"rtsp://viewer:wr0ng@{camera.address}/live", frames=2)
     assert "wr0ng" not in str(told.value)
 

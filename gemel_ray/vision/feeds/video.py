@@ -13,6 +13,7 @@ import numpy as np
 
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import VideoFeed
+from gemel_ray.spec.uris import without_secrets
 from gemel_ray.vision.feeds.frames import FeedFrame
 
 # Half a frame of leeway, so that 30 fps sampled at 30 fps loses nothing to rounding of timestamps.
@@ -33,7 +34,7 @@ class Video:
         self.name = name
         self._uri, self._limit = spec.uri, spec.frames
         # What messages and logs may show.
-        self._shown = re.sub(r"://[^/@]*@", "://...@", spec.uri)
+        self._shown = without_secrets(spec.uri)
         self._sources = [spec.uri] if "://" in spec.uri else self._files(Path(spec.uri))
         if spec.uri.startswith(_NEVER_ENDING) and spec.frames is None:
             raise FeedError(f"feed {name!r}: {self._shown} never ends; say how many 'frames' are to be read from it")
