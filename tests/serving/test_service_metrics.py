@@ -1,8 +1,13 @@
 """What Prometheus is told, as its own parser reads it, and what Grafana shows of it."""
 
+import contextlib
 import io
 import json
 import re
+import shutil
+import socket
+import subprocess
+import time
 from pathlib import Path
 
 import httpx
@@ -171,3 +176,52 @@ def test_prometheus_is_sent_to_where_the_shipped_service_answers():
     (job,) = prometheus["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"{service['host']}:{service['port']}"]}]
     assert job["metrics_path"] == "/metrics"
+
+
+@contextlib.contextmanager
+def prometheus_of(url, folder):
+    """A real Prometheus with the shipped file, but for where the service is and how often it is asked: its URL."""
+    config = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
+    config["global"]["scrape_interval"] = "500ms"
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [url.removeprefix("http://")]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen([*command, f"--web.listen-address={address}"], stdout=log, stderr=log)
+        try:
+            yield f"http://{address}"
+        finally:
+            running.terminate()
+            running.wait()
+
+
+def answer(prometheus, expr, *, until_s):
+    """What Prometheus says to an expression of the dashboard, once it has anything to say."""
+    found = []
+    while not found and time.monotonic() < until_s:
+        with contextlib.suppress(httpx.TransportError):
+            reply = httpx.get(f"{prometheus}/api/v1/query", params={"query": expr.replace("$query", ".*")})
+            # 503 while it starts.
+            assert reply.status_code in (200, 503), (expr, reply.text)
+            found = reply.json()["data"]["result"] if reply.status_code == 200 else []
+        time.sleep(0 if found else 0.2)
+    return found
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed here")
+def test_a_real_prometheus_answers_what_every_panel_asks(service, tmp_path):
+    url, _ = service
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [expr for panel in panels for expr in expressions(panel)]
+    with prometheus_of(url, tmp_path) as prometheus:
+        until_s = time.monotonic() + 60
+        assert answer(prometheus, "gemel_node_up", until_s=until_s)
+        ask(url)
+        # Nobody watches for drift here: those panels stay empty.
+        watched = [expr for expr in asked if not re.search("drift|sampled", expr)]
+        silent = [expr for expr in watched if not answer(prometheus, expr, until_s=until_s)]
+        assert silent == []
+        (answered,) = answer(prometheus, 'gemel_frames_answered_total{query="north_cars"}', until_s=until_s)
+        assert float(answered["value"][1]) >= 3
