@@ -11,6 +11,7 @@ import typer
 
 from gemel_ray.cli import render_demo
 from gemel_ray.cli.common import AsJson, show_result, tell
+from gemel_ray.cli.progress import working
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +37,6 @@ def demo(
 
     options = DemoOptions(folder=out, quick=quick, video=video, seed=seed, parallel=parallel)
     # Ray prints a line or two of its own; stdout is for the result alone.
-    with redirect_stdout(sys.stderr):
+    with working("the demonstration", speaks=True), redirect_stdout(sys.stderr):
         document = run_demo(options, tell)
     show_result(document, as_json, render_demo.demo_tables)

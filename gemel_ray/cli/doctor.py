@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from gemel_ray.cli.common import AsJson, show_result
+from gemel_ray.cli.progress import working
 from gemel_ray.cli.render import Document, table
 from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.units import format_bytes
@@ -60,7 +61,8 @@ def doctor(
 
     Example: gemel doctor --store gemel-demo/store
     """
-    findings = examine(store, port)
+    with working("looking at this machine"):
+        findings = examine(store, port)
     show_result([asdict(finding) for finding in findings], as_json, findings_table)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(1)

@@ -22,6 +22,7 @@ from gemel_ray.cli.common import (
     show_result,
     tell,
 )
+from gemel_ray.cli.progress import working
 from gemel_ray.spec.errors import InputError
 
 
@@ -53,10 +54,12 @@ def profile(
 
     if reload_from not in ("memory", "disk"):
         raise InputError(f"--reload-from {reload_from!r} is not known; choose memory or disk")
-    found = profile_store(
-        store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
-        allow_factories=allow_factories, ways=ways_named(way or ()),
-    )  # fmt: skip
+    ways = ways_named(way or ())
+    with working("measuring every model on this device"):
+        found = profile_store(
+            store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
+            allow_factories=allow_factories, ways=ways,
+        )  # fmt: skip
     if out is not None:
         out.write_text(found.model_dump_json(indent=1), encoding="utf-8")
     show_result(found.model_dump(mode="json"), as_json, render_edge.profile_table)
@@ -100,7 +103,9 @@ def simulate(
         answers=answers, most_frames=frames, allow_factories=allow_factories, processes=os.cpu_count() or 1,
     )  # fmt: skip
     workload = None if store is None else load_workload(Path(target))
-    show_result(simulate_store(store or target, options, workload), as_json, render_edge.simulations_table)
+    with working("simulating every policy and budget") as advance:
+        rows = simulate_store(store or target, options, workload, advance)
+    show_result(rows, as_json, render_edge.simulations_table)
 
 
 def edge(

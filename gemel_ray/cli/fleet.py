@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +22,7 @@ from gemel_ray.cli.common import (
     show_result,
     tell,
 )
+from gemel_ray.cli.progress import working
 
 
 def register(app: typer.Typer) -> None:
@@ -80,22 +81,24 @@ def serve(
     from gemel_ray.spec.workload import load_workload
 
     options = node_options(load_workload(workload), node, memory, way or ())
-    with (
-        redirect_stdout(sys.stderr),
-        serve_release(
-            store,
-            nodes=[options],
-            release=release,
-            watch=release is None if watch is None else watch,
-            allow_factories=allow_factories,
-            host=host,
-            port=port,
-            tls=read_certificate(tls_cert, tls_key),
-            tokens=token_sources(token or (), token_env or ()),
-            allow_anonymous=allow_anonymous,
-            thumbnails=thumbnails,
-        ) as service,
-    ):
+    with ExitStack() as ended:
+        ended.enter_context(redirect_stdout(sys.stderr))
+        with working("starting Ray Serve"):
+            service = ended.enter_context(
+                serve_release(
+                    store,
+                    nodes=[options],
+                    release=release,
+                    watch=release is None if watch is None else watch,
+                    allow_factories=allow_factories,
+                    host=host,
+                    port=port,
+                    tls=read_certificate(tls_cert, tls_key),
+                    tokens=token_sources(token or (), token_env or ()),
+                    allow_anonymous=allow_anonymous,
+                    thumbnails=thumbnails,
+                )
+            )
         tell(f"serving at {service.url} (status page, /v2 and /v1), Ctrl-C ends it")
         wait_for_interrupt()
     tell("stopped")

@@ -14,6 +14,7 @@ import typer
 
 from gemel_ray.cli import render_merging, render_stores
 from gemel_ray.cli.common import AllowFactories, AsJson, WorkloadFile, show_result, tell
+from gemel_ray.cli.progress import working
 from gemel_ray.spec.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def analyze(
 
     if rule not in ("exact", "shape"):
         raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
-    found = analyze_workload(load_workload(workload), rule=rule, allow_factories=allow_factories)  # type: ignore[arg-type]
+    asked = load_workload(workload)
+    with working("reading the models' layers"):
+        found = analyze_workload(asked, rule=rule, allow_factories=allow_factories)  # type: ignore[arg-type]
     show_result(
         render_merging.analysis_document(found), as_json, lambda document: render_merging.analysis_tables(document, top)
     )
@@ -69,11 +72,12 @@ def originals(
     from gemel_ray.spec.workload import load_workload
     from gemel_ray.training.fleet import train_fleet
 
-    found = train_fleet(
-        load_workload(workload), out, steps=steps, seed=seed, family=family, parallel=parallel or os.cpu_count() or 1,
-        allow_factories=allow_factories,
-        report=tell,
-    )  # fmt: skip
+    asked = load_workload(workload)
+    with working("training originals", speaks=True):
+        found = train_fleet(
+            asked, out, steps=steps, seed=seed, family=family, parallel=parallel or os.cpu_count() or 1,
+            allow_factories=allow_factories, report=tell,
+        )  # fmt: skip
     show_result([original.document() for original in found], as_json, render_merging.originals_table)
 
 
@@ -158,10 +162,10 @@ def _search_and_show(
 
     # Tune prints a header of its own; stdout is for the result alone.
     if operating_points is not None:
-        with redirect_stdout(sys.stderr):
+        with working("searching", speaks=True), redirect_stdout(sys.stderr):
             points = search_operating_points(workload, store, options, parse_targets(operating_points), tell)
         show_result([asdict(point) for point in points], as_json, render_merging.operating_points_table)
         return
-    with redirect_stdout(sys.stderr):
+    with working("searching", speaks=True), redirect_stdout(sys.stderr):
         manifest = run_search(workload, store, options, tell)
     show_result(manifest.model_dump(mode="json"), as_json, render_stores.manifest_tables)

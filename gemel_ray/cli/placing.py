@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gemel_ray.cli.progress import working
 from gemel_ray.spec.units import format_bytes
 
 Document = Mapping[str, Any]
@@ -49,7 +50,9 @@ def place(
     options = PlacingOptions(
         release=release, profiles=tuple(profile or ()), rates=tuple(rates or ()), current=current, seed=seed
     )
-    document = place_store(load_workload(workload), store, options)
+    asked = load_workload(workload)
+    with working("placing queries"):
+        document = place_store(asked, store, options)
     if as_json:
         print(json.dumps(document, indent=1))
     else:

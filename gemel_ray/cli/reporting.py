@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, show_result, tell
+from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, show_result
+from gemel_ray.cli.progress import working
 from gemel_ray.spec.errors import InputError
 
 
@@ -62,11 +63,13 @@ def report(
             release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds,
             answers=answers, allow_factories=allow_factories,
         )  # fmt: skip
-        tell("simulating every policy and budget")
-        rows = simulate_store(store, options, None if workload is None else load_workload(workload))
+        asked = None if workload is None else load_workload(workload)
+        with working("simulating every policy and budget") as advance:
+            rows = simulate_store(store, options, asked, advance)
     else:
         _refuse_without_device(memory=memory, policy=policy, workload=workload, answers=answers)
-    document = write_report(store, out, release=release, png=png, simulations=rows, allow_factories=allow_factories)
+    with working("drawing"):
+        document = write_report(store, out, release=release, png=png, simulations=rows, allow_factories=allow_factories)
     show_result(document, as_json, _told)
 
 

@@ -10,6 +10,7 @@ import typer
 
 from gemel_ray.cli import render_stores
 from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, show_result
+from gemel_ray.cli.progress import working
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +55,8 @@ def verify(store: StoreUri, as_json: AsJson = False) -> None:
     """
     from gemel_ray.weights.store import open_store
 
-    problems = [{"path": problem.path, "what": problem.what} for problem in open_store(store).verify()]
+    with working("reading every blob"):
+        problems = [{"path": problem.path, "what": problem.what} for problem in open_store(store).verify()]
     show_result(problems, as_json, render_stores.problems_table)
     if problems:
         raise typer.Exit(1)
@@ -155,7 +157,8 @@ def gc(
     from gemel_ray.weights.maintenance import collect_garbage
     from gemel_ray.weights.store import open_store
 
-    garbage = collect_garbage(open_store(store), keep=keep, grace_hours=grace_hours, dry_run=dry_run)
+    with working("looking for what nothing needs"):
+        garbage = collect_garbage(open_store(store), keep=keep, grace_hours=grace_hours, dry_run=dry_run)
     document = render_stores.garbage_document(garbage, grace_hours=grace_hours, dry_run=dry_run)
     show_result(document, as_json, render_stores.garbage_table)
 
@@ -178,7 +181,9 @@ def export(
     from gemel_ray.vision.exporting import export_query
     from gemel_ray.weights.store import open_store
 
-    found = export_query(
-        open_store(store), query, out, format=format, release=release, allow_factories=allow_factories  # type: ignore[arg-type]
-    )  # fmt: skip
+    with working("writing the model, reading it again, comparing"):
+        found = export_query(
+            open_store(store), query, out, format=format, release=release,  # type: ignore[arg-type]
+            allow_factories=allow_factories,
+        )  # fmt: skip
     show_result(asdict(found), as_json, render_stores.exported_line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -53,10 +53,16 @@ class SimulationOptions:
     processes: int = 1
 
 
-def simulate_store(uri: str, options: SimulationOptions, workload: Workload | None = None) -> list[dict[str, Any]]:
+def simulate_store(
+    uri: str,
+    options: SimulationOptions,
+    workload: Workload | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[dict[str, Any]]:
     """One row for each policy and budget. A budget that holds not even one model gives a row with the reason.
 
-    With the workload, whose feeds have the frames, rows tell end-to-end accuracy as well. Raises InputError for what is
+    With the workload, whose feeds have the frames, rows tell end-to-end accuracy as well. `report` is called with how
+    many rows are done, of how many. Raises InputError for what is
     wrong with the options, StoreError for a store without that release.
     """
     store = open_store(uri)
@@ -75,20 +81,32 @@ def simulate_store(uri: str, options: SimulationOptions, workload: Workload | No
     ]
     if options.trace is not None:
         asked[-1] = replace(asked[-1], wants_trace=True)
-    played = _all_played(models, profile, asked, options.processes)
+    played = _all_played(models, profile, asked, options.processes, report)
     if options.trace is not None and played[-1].trace is not None:
         options.trace.write_text(json.dumps(played[-1].trace), encoding="utf-8")
     return [_row(profile, each, found, recording) for each, found in zip(asked, played, strict=True)]
 
 
-def _all_played(models: Models, profile: DeviceProfile, asked: Sequence[Asked], processes: int) -> list[Played]:
+def _all_played(
+    models: Models,
+    profile: DeviceProfile,
+    asked: Sequence[Asked],
+    processes: int,
+    report: Callable[[int, int], None],
+) -> list[Played]:
     frames = sum(model.fps * each.duration_ms / 1000 for model in models.values() for each in asked)
     work = partial(play_asked, models, profile)
     if processes == 1 or frames < _LEAST_FRAMES:
-        return [work(each) for each in asked]
+        return list(_told(map(work, asked), len(asked), report))
     # Spawned: what was imported here has started threads.
     with ProcessPoolExecutor(min(processes, len(asked)), multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(work, asked))
+        return list(_told(pool.map(work, asked), len(asked), report))
+
+
+def _told(played: Iterable[Played], total: int, report: Callable[[int, int], None]) -> Iterator[Played]:
+    for done, each in enumerate(played, start=1):
+        report(done, total)
+        yield each
 
 
 def _recording(workload: Workload, store: Store, manifest: Manifest, options: SimulationOptions) -> Recording:
