@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -32,6 +32,10 @@ _PATIENCE_S = 3.0
 # Where a cluster listens by default, by the scheme of its address.
 _RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443}
 _SHM = Path("/dev/shm")
+_BUILD = "install a CUDA build of torch that suits driver and device (nvidia-smi shows them): https://pytorch.org"
+# Ray names its Unix sockets like this below its folder, and an address of one has 107 bytes at most.
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_LONGEST_ADDRESS = 107
 _COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
@@ -81,7 +85,17 @@ def findings_table(findings: Sequence[Document]) -> None:
 
 def examine(store: str | None = None, port: int | None = None) -> list[Finding]:
     """All checks, in the order in which one would mend what they find. Reads only; nothing is started."""
-    findings = [*_installation(), _torch(), _ray(), _cores(), _memory(), *_storage(store), _port(port), _shm()]
+    findings = [
+        *_installation(),
+        _torch(),
+        _ray(),
+        _cores(),
+        _memory(),
+        *_storage(store),
+        _port(port),
+        _shm(),
+        _ray_folder(),
+    ]
     return [*findings, _ray_address(os.environ.get("RAY_ADDRESS", ""))]
 
 
@@ -132,14 +146,31 @@ def _torch() -> Finding:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return Finding("torch", "problem", f"cannot be imported: {error}", "install it again: pip install torch")
+    try:
+        # Of another build than torch's, it fails while its operators are registered.
+        importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        remedy = "install the two together: pip install --force-reinstall torch torchvision"
+        return Finding("torch", "problem", f"torchvision cannot be imported beside torch: {error}", remedy)
     if torch.cuda.is_available():
-        cards = (torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count()))
-        shown = ", ".join(f"{card.name} ({format_bytes(card.total_memory)})" for card in cards)
-        return Finding("torch", "ok", f"{torch.__version__}, CUDA {torch.version.cuda}: {shown}")
+        return _cuda(torch)
     if shutil.which("nvidia-smi"):
-        remedy = "install a CUDA build of torch that suits the driver (nvidia-smi shows it): https://pytorch.org"
-        return Finding("torch", "warning", f"{torch.__version__} sees no CUDA device, though a driver is here", remedy)
+        return Finding("torch", "warning", f"{torch.__version__} sees no CUDA device, though a driver is here", _BUILD)
     return Finding("torch", "ok", f"{torch.__version__}, no CUDA device: everything runs on the CPU")
+
+
+def _cuda(torch: Any) -> Finding:  # noqa: ANN401 - a module
+    """Whether every device that is there computes: a build of torch holds code for some of them only."""
+    shown = []
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        try:
+            torch.ones(2, device=f"cuda:{number}").sum().item()
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            return Finding("torch", "problem", f"{torch.__version__} cannot compute on {card.name}: {reason}", _BUILD)
+        shown.append(f"{card.name} ({format_bytes(card.total_memory)})")
+    return Finding("torch", "ok", f"{torch.__version__}, CUDA {torch.version.cuda}: {', '.join(shown)}")
 
 
 def _ray() -> Finding:
@@ -246,6 +277,20 @@ def _shm() -> Finding:
         return Finding("shared memory", "ok", f"{_SHM} has {format_bytes(total)}")
     remedy = "Ray's object store falls back to slow files; in Docker, say --shm-size=2g"
     return Finding("shared memory", "warning", f"{_SHM} has {format_bytes(total)}", remedy)
+
+
+def _ray_folder() -> Finding:
+    """Where Ray keeps its sockets, logs and what it spills, as it finds that place itself."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+    usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
+    shown = f"{folder}, {format_bytes(usage.free)} free"
+    if len(os.fsencode(folder / _SOCKET)) > _LONGEST_ADDRESS:
+        remedy = "its sockets' names would be too long: export RAY_TMPDIR=/tmp, or another short one"
+        return Finding("Ray's folder", "problem", shown, remedy)
+    if usage.free < 0.05 * usage.total:
+        remedy = "Ray refuses to work on a disk that is 95 % full: free space, or export RAY_TMPDIR elsewhere"
+        return Finding("Ray's folder", "problem", shown, remedy)
+    return Finding("Ray's folder", "ok", shown)
 
 
 def _ray_address(address: str) -> Finding:

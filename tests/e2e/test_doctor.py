@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +42,25 @@ def test_a_cluster_that_answers_and_one_that_does_not_are_told_apart(monkeypatch
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     gone = by_check(examine())["RAY_ADDRESS"]
     assert (gone.state, "unset RAY_ADDRESS" in gone.remedy) == ("problem", True)
+
+
+def test_a_folder_in_which_ray_could_not_name_its_sockets_is_a_problem(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    assert "/tmp" in by_check(examine())["Ray's folder"].found
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 20)))
+    found = by_check(examine())["Ray's folder"]
+    assert (found.state, "export RAY_TMPDIR" in found.remedy) == ("problem", True)
+
+
+def test_a_torchvision_of_another_build_than_torch_is_a_problem(tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    look = "from gemel_ray.cli.doctor import examine; print([f for f in examine() if f.check == 'torch'])"
+    found = subprocess.run(
+        [sys.executable, "-c", look], env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert "state='problem'" in found.stdout
+    assert "operator torchvision::nms does not exist" in found.stdout
+    assert "pip install --force-reinstall torch torchvision" in found.stdout
 
 
 def test_a_store_that_cannot_be_opened_is_a_problem():
