@@ -20,14 +20,12 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
-import typer
-from documentation import ROOT, commands, environment, gemel, mentioned, shell
+from documentation import ROOT, commands, environment, gemel, shell
 from PIL import Image
 from tiny_release import noise
 from tiny_workload import TINY_WORKLOAD
 
 import gemel_ray
-from gemel_ray.cli.main import app
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.profile import DeviceProfile
 
@@ -143,15 +141,6 @@ def test_every_documented_command_is_run_here_or_by_a_test_that_exists():
         assert any(held in command.text for command in COMMANDS), f"{held!r} is no longer documented"
     assert len(OWN) == len(HERE) + len(STARTING) + len(ASKING)
     print(f"\n{len(COMMANDS)} documented commands: {len(OWN)} run here, {len(COMMANDS) - len(OWN)} by other tests")
-
-
-@pytest.mark.parametrize(("document", "text"), sorted(set(mentioned())))
-def test_commands_in_running_text_exist_with_their_options(document, text):
-    known = typer.main.get_command(app).commands
-    name, *words = text.split()[1:]
-    assert name in known, f"{document}: {text}"
-    options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert {word for word in words if word.startswith("--")} <= options | {"--help"}, f"{document}: {text}"
 
 
 def test_what_the_documents_show_runs_from_top_to_bottom(walked, folder):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gemel_ray.cli.main import app
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "gemel_ray").rglob("*.md")))
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(gemel [a-z][^`\n]*)`")
