@@ -23,6 +23,16 @@ SEARCH = (
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000, "include_dashboard": False}
 
 
+@pytest.fixture(scope="module")
+def cluster():
+    """Two nodes beside the head that are there already, as on a real cluster; else a search starts a Ray of its own."""
+    found = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
+    for _ in range(2):
+        found.add_node(**NODE)
+    yield found
+    found.shutdown()
+
+
 def gemel(folder, *arguments, address=None):
     command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", *arguments]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
@@ -71,7 +81,7 @@ def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder)
     assert json.loads(finished(gemel(folder, "verify", "store", "--json"))) == []
 
 
-def test_a_search_goes_on_from_what_a_release_has_merged(folder):
+def test_a_search_goes_on_from_what_a_release_has_merged(folder, cluster):
     """As after drift: one query shares nothing any more and sees another camera; its originals come from the store."""
     shutil.copytree(folder / "store", folder / "again")
     before = json.loads(finished(gemel(folder, "releases", "again", "--json")))
@@ -79,7 +89,7 @@ def test_a_search_goes_on_from_what_a_release_has_merged(folder):
     (folder / "drifted.yaml").write_text(TINY_WORKLOAD.replace("originals/", "gone/").replace("seed: 0", "seed: 5"))
     more = ("again", "--from-release", str(head), "--apart")
     search = ("search", "drifted.yaml", *SEARCH[2:], *more, "a_cars")
-    manifest = json.loads(finished(gemel(folder, *search)))
+    manifest = json.loads(finished(gemel(folder, *search, address=cluster.address)))
     after = json.loads(finished(gemel(folder, "releases", "again", "--json")))
     new = {row["release"]: row["parent"] for row in after if row["release"] > max(row["release"] for row in before)}
     apart, *improved = sorted(new)
@@ -107,8 +117,12 @@ def test_one_worker_without_a_break_comes_to_the_same_release_and_keeps_its_logs
     assert 0 < prediction["accepted_bytes"] <= prediction["possible_bytes"]
 
 
-def trial_processes(driver):
-    """Pids of a search's trials at work, as Ray names them: not those of other tests on this machine."""
+def raylet_of(node):
+    return node.all_processes["raylet"][0].process.pid
+
+
+def trial_processes(above):
+    """Pids of trials at work below some processes, as Ray names them: not those of other tests on this machine."""
     found, parents = [], {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -118,7 +132,7 @@ def trial_processes(driver):
         parents[int(path.parent.name)] = int(status.rpartition(")")[2].split()[1])
         if name.startswith((b"ray::MergeTrial", b"ray::ResourceTrainable")):
             found.append(int(path.parent.name))
-    return [pid for pid in found if driver in _ancestors(pid, parents)]
+    return [pid for pid in found if set(above) & set(_ancestors(pid, parents))]
 
 
 def _ancestors(pid, parents):
@@ -127,9 +141,9 @@ def _ancestors(pid, parents):
 
 
 def first_trial(searching, above):
-    """The first trial process of a search that appears below a process."""
-    until_s = time.monotonic() + 120
-    while not (found := trial_processes(above)):
+    """The first trial process of a search that appears below any of some processes."""
+    until_s, before = time.monotonic() + 120, trial_processes(above)
+    while not (found := [pid for pid in trial_processes(above) if pid not in before]):
         assert searching.poll() is None, searching.communicate()[1]
         assert time.monotonic() < until_s
         time.sleep(0.05)
@@ -137,10 +151,10 @@ def first_trial(searching, above):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-def test_a_trial_whose_process_is_killed_is_tried_again(folder):
+def test_a_trial_whose_process_is_killed_is_tried_again(folder, cluster):
     search = ("search", "workload.yaml", "--store", "killed", "--steps", "60", "--trials", "2", "--json")
-    searching = gemel(folder, *search, "--gate-margin", "1")
-    pid = first_trial(searching, searching.pid)
+    searching = gemel(folder, *search, "--gate-margin", "1", address=cluster.address)
+    pid = first_trial(searching, [raylet_of(node) for node in cluster.worker_nodes])
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     manifest = json.loads(finished(searching))
@@ -149,23 +163,20 @@ def test_a_trial_whose_process_is_killed_is_tried_again(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
-def test_trials_of_a_node_that_dies_are_tried_again_on_another_and_the_release_is_the_same(folder):
-    cluster = Cluster(initialize_head=True, head_node_args=NODE | {"num_cpus": 0})
-    try:
-        lost, _ = cluster.add_node(**NODE), cluster.add_node(**NODE)
-        searching = gemel(folder, *SEARCH, "moved", address=cluster.address)
-        first_trial(searching, lost.all_processes["raylet"][0].process.pid)
-        cluster.remove_node(lost, allow_graceful=False)
-        moved = json.loads(finished(searching))
-    finally:
-        cluster.shutdown()
+def test_trials_of_a_node_that_dies_are_tried_again_on_another_and_the_release_is_the_same(folder, cluster):
+    lost = next(iter(cluster.worker_nodes))
+    searching = gemel(folder, *SEARCH, "moved", address=cluster.address)
+    first_trial(searching, [raylet_of(lost)])
+    cluster.remove_node(lost, allow_graceful=False)
+    moved = json.loads(finished(searching))
+    cluster.add_node(**NODE)
     undisturbed = json.loads(finished(gemel(folder, "show", "store", "--json")))
     assert [query["weights"] for query in moved["queries"].values()] == [
         query["weights"] for query in undisturbed["queries"].values()
     ]
 
 
-def test_a_search_that_is_interrupted_says_how_to_go_on(folder):
+def test_a_search_that_is_interrupted_says_how_to_go_on(folder, cluster):
     search = ("search", "workload.yaml", "--store", "interrupted", "--steps", "200", "--trials", "4", "--json")
     searching = gemel(folder, *search)
     for line in searching.stderr:
@@ -177,38 +188,42 @@ def test_a_search_that_is_interrupted_says_how_to_go_on(folder):
     assert out == ""
     assert "interrupted; release" in errors
     assert "--resume" in errors
-    resumed = gemel(folder, *search[:-1], "--minutes", "0", "--resume", "--json")
+    resumed = gemel(folder, *search, "--minutes", "0", "--resume", address=cluster.address)
     out, errors = resumed.communicate(timeout=240)
     assert "time is up" in errors
     assert json.loads(out)["release"] >= 1
 
 
-def test_every_operating_point_is_a_release_and_the_strictest_is_served(folder):
+def test_every_operating_point_is_a_release_and_the_strictest_is_served(folder, cluster):
     search = ("search", "workload.yaml", "--store", "points", "--steps", "20", "--trials", "2", "--gate-margin", "1")
-    rows = json.loads(finished(gemel(folder, *search, "--operating-points", "0.7,0.5", "--json")))
+    rows = json.loads(
+        finished(gemel(folder, *search, "--operating-points", "0.7,0.5", "--json", address=cluster.address))
+    )
     assert [row["target"] for row in rows] == [0.5, 0.7]
     assert all(row["worst_agreement"] >= row["target"] for row in rows)
     (head,) = [row for row in json.loads(finished(gemel(folder, "releases", "points", "--json"))) if row["is_head"]]
     assert head["release"] == rows[-1]["release"]
-    again = json.loads(finished(gemel(folder, *search, "--operating-points", "0.5,0.7", "--resume", "--json")))
+    again = json.loads(
+        finished(gemel(folder, *search, "--operating-points", "0.5,0.7", "--resume", "--json", address=cluster.address))
+    )
     assert again == rows
     process = gemel(folder, *search, "--operating-points", "95")
     assert "targets lie above 0 and at most at 1" in process.communicate(timeout=240)[1]
     assert process.returncode == 2
 
 
-def test_a_store_that_is_damaged_ends_the_search_and_a_mended_one_lets_it_go_on(folder):
-    finished(gemel(folder, *SEARCH, "spoiled", "--minutes", "0"))
+def test_a_store_that_is_damaged_ends_the_search_and_a_mended_one_lets_it_go_on(folder, cluster):
+    finished(gemel(folder, *SEARCH, "spoiled", "--minutes", "0", address=cluster.address))
     blob = max((folder / "spoiled" / "blobs").rglob("*.safetensors"), key=lambda path: path.stat().st_size)
     whole = blob.read_bytes()
     blob.write_bytes(whole[: len(whole) // 2])
-    failed = gemel(folder, *SEARCH, "spoiled", "--resume")
+    failed = gemel(folder, *SEARCH, "spoiled", "--resume", address=cluster.address)
     _, errors = failed.communicate(timeout=240)
     assert failed.returncode == 1
     assert blob.stem in errors
     assert "Release 1 stands; mend that, and the same with --resume goes on" in " ".join(errors.split())
     blob.write_bytes(whole)
-    manifest = json.loads(finished(gemel(folder, *SEARCH, "spoiled", "--resume")))
+    manifest = json.loads(finished(gemel(folder, *SEARCH, "spoiled", "--resume", address=cluster.address)))
     assert manifest["bytes_after"] < manifest["bytes_before"]
 
 
