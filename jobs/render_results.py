@@ -68,26 +68,6 @@ def _error_points(row: Record) -> float:
     return 100 * abs(row["simulated_goodput"] - statistics.fmean(row["goodput"].values()))
 
 
-def searching(record: Record) -> Iterator[str]:
-    """What each search had saved after so much processor time."""
-    minutes = float(record["options"]["minutes"])
-    marks = [minutes * part for part in (0.25, 0.5, 0.75, 1)]
-    yield (
-        f"**{record['workload']}**, one thread, `--gate-margin {record['options']['gate_margin']}`; sharing across "
-        f"models could save at most {percent(record['cross_model_bound_fraction'])}:\n"
-    )
-    names = {"ours": "ours", "ours-across": "ours, across models only (`--paper`)", "gemel": "GEMEL's greedy search"}
-    table = [
-        (names[method], *(percent(_saved(rows, 60 * mark)) for mark in marks), str(len(rows)))
-        for method, rows in record["methods"].items()
-    ]
-    yield from rows_of(("bytes saved after", *(f"{mark:g} CPU min" for mark in marks), "trials"), table)
-
-
-def _saved(rows: Sequence[Record], cpu_seconds: float) -> float:
-    return max((row["saved_fraction"] for row in rows if row["cpu_seconds"] <= cpu_seconds), default=0.0)
-
-
 def edge(record: Record) -> Iterator[str]:
     """Geometric means of mean goodput against time/space sharing, where that loses frames; then what was lost to it."""
     yield (
@@ -200,12 +180,26 @@ def merging(record: Record) -> Iterator[str]:
     yield from rows_of(merge_results.HEADS, list(merge_results.table(record)))
 
 
+def recovering(record: Record) -> Iterator[str]:
+    """What was killed under load, and what callers saw of it."""
+    yield "**A fleet of two edge nodes under constant load**, real raylets, real HTTP:\n"
+    table = [
+        (row["what"], *(str(row[kind]) for kind in ("fresh", "stale", "failed", "wrong")), _until_fresh(row))
+        for row in record["incidents"]
+    ]
+    yield from rows_of(("what was done", "fresh", "stale", "failed", "wrong", "until all were fresh again"), table)
+
+
+def _until_fresh(row: Record) -> str:
+    return f"{row['last_not_fresh_s']:.1f} s" if "last_not_fresh_s" in row else "–"
+
+
 RENDERERS = {
     "bench_merge": merging,
     "bench_order": ordering,
     "bench_serving": serving,
-    "bench_search": searching,
     "bench_edge": edge,
+    "bench_recovery": recovering,
     "bench_placement": placement,
 }
 
