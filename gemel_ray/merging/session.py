@@ -21,7 +21,9 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # TensorBoard, CSV and JSON logs go to a folder that is removed afterwards; the store keeps what matters.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    # Left to itself, Ray joins whatever cluster was started last on this machine, or waits for one that is gone.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

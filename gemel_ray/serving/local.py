@@ -153,7 +153,9 @@ def _ray() -> Iterator[bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's workers give way to everything else on the machine, which an engine that answers cameras must not.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Left to itself, Ray joins whatever cluster was started last on this machine, or waits for one that is gone.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield True
     finally:
