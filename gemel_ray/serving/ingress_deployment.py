@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from ray import serve
 
+from gemel_ray.serving.cluster_metrics import ClusterMetrics
 from gemel_ray.serving.handle_backend import HandleBackend
 from gemel_ray.serving.ingress import build_api
 from gemel_ray.serving.options import ServeOptions
@@ -40,6 +41,6 @@ def ingress_builder(options: ServeOptions) -> Callable[[], FastAPI]:
         drift = serve.get_deployment_handle(DRIFT, app_name) if has_drift else None
         backend = HandleBackend(engines, timeout_s=limits.request_timeout_s, controller=controller, drift=drift)
         # Serve's proxy names every request and puts the name on the answer itself.
-        return build_api(backend, limits, guard, echo_request_ids=False)
+        return build_api(backend, limits, guard, echo_request_ids=False, tell=ClusterMetrics().tell)
 
     return ingress

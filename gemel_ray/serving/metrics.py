@@ -143,11 +143,18 @@ class AnswerMetrics:
 
     def text(self, status: ServiceStatus, load: Load) -> bytes:
         """Everything, in the text format; CONTENT_TYPE is its type."""
+        return generate_latest(self._now(status, load))
+
+    def families(self, status: ServiceStatus, load: Load) -> list[Metric]:
+        """The same as values."""
+        return list(self._now(status, load).collect())
+
+    def _now(self, status: ServiceStatus, load: Load) -> CollectorRegistry:
         self.expect(query.name for query in status.queries)
         now = CollectorRegistry()
         for collector in (_Status(status), load, _Counted(self._registry)):
             now.register(collector)
-        return generate_latest(now)
+        return now
 
 
 def _kind_of(reason: str) -> str:

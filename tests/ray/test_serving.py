@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import ray
 import tritonclient.http as triton
 from PIL import Image
 from ray.serve.context import _get_global_client
@@ -227,6 +228,22 @@ def test_results_are_streamed_through_serve_until_the_listener_leaves(client):
     while metric(client, "gemel_result_listeners") > 0:
         assert time.monotonic() < deadline
         pause.wait(0.05)
+
+
+def test_the_cluster_s_own_metrics_have_the_same_numbers(service, client):
+    """Where Ray's Prometheus and its dashboards look: the metrics port of the node."""
+    frame = encoded(noise(3), "jpeg")
+    assert client.post("/v1/queries/north_cars/frames", content=frame, headers=JPEG).status_code == 200
+    (node,) = ray.nodes()
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = (
+        r'ray_gemel_node_up{.*node="local".*} 1\.0',
+        r'ray_gemel_frames_answered_total{.*query="north_cars".*} \d',
+    )
+    deadline, pause = time.monotonic() + PATIENCE_S, threading.Event()
+    while not all(re.search(pattern, httpx.get(url).text) for pattern in wanted):
+        assert time.monotonic() < deadline, [line for line in httpx.get(url).text.splitlines() if "gemel" in line][:20]
+        pause.wait(0.2)
 
 
 def metric(client, name):
