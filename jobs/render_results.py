@@ -190,6 +190,27 @@ def recovering(record: Record) -> Iterator[str]:
     yield from rows_of(("what was done", "fresh", "stale", "failed", "wrong", "until all were fresh again"), table)
 
 
+def soaking(record: Record) -> Iterator[str]:
+    """Minutes on end of more than can be answered."""
+    growth = percent(record["process_growth_fraction"])
+    if "sent_fps" not in record:
+        yield (
+            f"**Soak of the engine**: {percent(record['answered_fraction'])} of {record['arrived']:,} frames answered; "
+            f"in {len(record['samples']):,} looks the budget was exceeded {record['samples_above_budget']} times, and the "
+            f"process grew by {growth}."
+        )
+        return
+    came, latency = record["came_of_them"], record["latency_ms"]
+    yield (
+        f"**Soak through HTTP**, {len(record['minutes'])} minutes at {record['sent_fps']:.0f} frames a second, where "
+        f"{record['sustainable_fps']:.0f} are sustained: {came['fresh']:,} answered, {came['stale']:,} called stale, "
+        f"{came['not sent']:,} not sent, since the client had 256 requests open, "
+        f"{came.get('failed', 0)} failed; {percent(record['within_slo_fraction'])} of the answers within "
+        f"{record['slo_ms']:.0f} ms (p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms); the process grew by "
+        f"{growth}."
+    )
+
+
 def _until_fresh(row: Record) -> str:
     return f"{row['last_not_fresh_s']:.1f} s" if "last_not_fresh_s" in row else "–"
 
@@ -200,6 +221,7 @@ RENDERERS = {
     "bench_serving": serving,
     "bench_edge": edge,
     "bench_recovery": recovering,
+    "bench_soak": soaking,
     "bench_placement": placement,
 }
 
