@@ -196,8 +196,8 @@ def soaking(record: Record) -> Iterator[str]:
     if "sent_fps" not in record:
         yield (
             f"**Soak of the engine**: {percent(record['answered_fraction'])} of {record['arrived']:,} frames answered; "
-            f"in {len(record['samples']):,} looks the budget was exceeded {record['samples_above_budget']} times, and the "
-            f"process grew by {growth}."
+            f"in {len(record['samples']):,} looks the budget was exceeded {record['samples_above_budget']} times, "
+            f"and the process grew by {growth}."
         )
         return
     came, latency = record["came_of_them"], record["latency_ms"]
