@@ -5,6 +5,7 @@ import functools
 import http.server
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -235,6 +236,21 @@ def test_a_corrupted_release_is_refused_over_http_and_the_old_one_stays(folder):
         box.wait_for(lambda: "is damaged" in (box.problem() or ""))
         assert box.answer() == expected(first)
         store.put_blob(data)
+        box.wait_for(lambda: box.release() == 2)
+        assert box.answer() == expected(second)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process by Linux's prlimit")
+def test_a_box_whose_disk_is_full_keeps_its_release_and_goes_on_when_there_is_room(folder):
+    first = publish_tiny_release(folder / "store", PAIR)
+    with Box(folder, "store") as box:
+        # No file of the box may grow beyond that: what it sees is a write that fails in the middle.
+        resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        second = publish_tiny_release(folder / "store", PAIR, seed=8)
+        box.wait_for(lambda: box.problem() is not None)
+        assert "free space" in box.problem()
+        assert box.answer() == expected(first)
+        resource.prlimit(box.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         box.wait_for(lambda: box.release() == 2)
         assert box.answer() == expected(second)
 
