@@ -16,6 +16,8 @@ from gemel_ray.serving.tls import Certificate
 from gemel_ray.serving.tokens import Guard, check_host, read_tokens
 from gemel_ray.spec.workload import Workload
 
+_KEEP_ALIVE_S = 75
+
 # Streams of results never end by themselves.
 _GRACE_S = 5
 
@@ -70,6 +72,9 @@ def _server(
             server_header=False,
             # Who calls is told by the connection, not by a header that anybody can write.
             proxy_headers=False,
+            # Longer than clients keep idle connections (httpx 5 s, as uvicorn itself would): else one is now and then
+            # closed here at the moment it is used again there, and a camera's request fails.
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S,
             ssl_certfile=tls.cert if tls else None,
             ssl_keyfile=tls.key if tls else None,
