@@ -18,9 +18,3 @@ def shared_video():
     if not SHARED_VIDEO.is_dir():
         pytest.skip("the real camera clips (../shared/video) are not here")
     return SHARED_VIDEO
-
-
-def pytest_collection_modifyitems(items):
-    """Files with slow tests first: with two workers, the longest ones then do not run alone at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)

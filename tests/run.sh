@@ -13,7 +13,7 @@ check)
     mypy
     ;;
 # Two files at a time: much of a Ray test is waiting for processes to start.
-test) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
+test) python -m pytest -n 2 --dist loadfile "$@" ;;
 test-pure) python -m pytest tests/pure "$@" ;;
 test-ray) python -m pytest -m ray "$@" ;;
 test-gpu) python -m pytest -m gpu "$@" ;;
