@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.fleet import train_fleet
@@ -23,6 +24,8 @@ def workload(**changes):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
+    # As the processes beside each other have: sums of another number of threads differ in their last bits.
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("originals")
     return folder, train_fleet(workload(), folder, **OPTIONS)
 
