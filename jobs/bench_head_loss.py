@@ -284,10 +284,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     record = records.heading("bench_head_loss") | {"reconnect_timeout_s": RECONNECT_S, "incidents": rows}
-    if options.out is None:
-        print(records.write(record, "cpu-raylets"))
-    else:
-        options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(records.write(record, "cpu-raylets", options.out))
 
 
 if __name__ == "__main__":

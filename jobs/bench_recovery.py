@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import secrets
 import shutil
@@ -106,17 +105,17 @@ class Cameras:
         try:
             reply = client.post(path, content=body, headers=headers)
         except httpx.HTTPError as error:
-            self.reasons[type(error).__name__] += 1
+            self.reasons[f"failed: {type(error).__name__}"] += 1
             return "failed"
         if reply.status_code != 200:
             # Ours is JSON with a reason, but while Serve starts its proxy answers by itself.
-            self.reasons[reply.text[:200]] += 1
+            self.reasons[f"failed: {reply.status_code} {reply.text[:200]}"] += 1
             return "failed"
         found = reply.json()
         wanted = [self._known[found["release"], query, other] for other in range(len(FRAMES))]
         scores = list(found["answer"]["scores"].values())
         if not found["fresh"]:
-            self.reasons[str(found["reason"])] += 1
+            self.reasons[f"stale: {found['reason']}"] += 1
             return "stale" if any(np.allclose(scores, each, atol=1e-4) for each in wanted) else "wrong"
         return "fresh" if np.allclose(scores, wanted[frame], atol=1e-4) else "wrong"
 
@@ -248,7 +247,7 @@ def incident(cameras: Cameras, what: str, act: Callable[[], None], until: Callab
     row |= {kind: kinds[kind] for kind in ("fresh", "stale", "failed", "wrong")}
     slowest = max((reply.latency_ms for reply in cameras.replies if reply.at_s > begun_s), default=0.0)
     print(row)
-    return row | {"slowest_ms": round(slowest), "reasons": dict(cameras.reasons.most_common(3))}
+    return row | {"slowest_ms": round(slowest), "reasons": dict(cameras.reasons)}
 
 
 def rollouts(cameras: Cameras, store: Store, url: str, releases: Sequence[int], count: int) -> dict[str, Any]:
@@ -263,7 +262,7 @@ def rollouts(cameras: Cameras, store: Store, url: str, releases: Sequence[int], 
     row = {"what": f"{count} rollouts and reverts", "took_s": took_s}
     row |= {kind: kinds[kind] for kind in ("fresh", "stale", "failed", "wrong")}
     print(row)
-    return row | {"reasons": dict(cameras.reasons.most_common(3))}
+    return row | {"reasons": dict(cameras.reasons)}
 
 
 def measured(store: Path, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -313,10 +312,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     record = records.heading("bench_recovery") | {"incidents": rows}
-    if options.out is None:
-        print(records.write(record, "cpu-raylets"))
-    else:
-        options.out.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    print(records.write(record, "cpu-raylets", options.out))
 
 
 if __name__ == "__main__":

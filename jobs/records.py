@@ -33,9 +33,9 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def write(record: dict[str, Any], machine: str) -> Path:
-    """Write a record as results/NAME_MACHINE_DATE.json."""
-    path = path_of(record, machine)
+def write(record: dict[str, Any], machine: str, out: Path | None = None) -> Path:
+    """Write a record as results/NAME_MACHINE_DATE.json, or where it is wanted."""
+    path = path_of(record, machine) if out is None else out
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
