@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -130,11 +131,12 @@ class JointRetraining:
         for model in self.models.values():
             model.train()
         until = min(step + self.options.validate_every, self.options.max_steps)
-        while step < until:
-            if self.options.recipe == "ours":
-                _set_rate(optimiser, self.options, step)
-            self._one_step(optimiser)
-            step += 1
+        with _drawing(self.options.seed + step, distinct_parameters(self.models.values())):
+            while step < until:
+                if self.options.recipe == "ours":
+                    _set_rate(optimiser, self.options, step)
+                self._one_step(optimiser)
+                step += 1
         return step
 
     def _one_step(self, optimiser: torch.optim.Optimizer) -> None:
@@ -189,6 +191,14 @@ class JointRetraining:
         # Copies into the existing tensors: what is shared stays shared.
         for query, state in snapshot.items():
             put_state(self.models[query], state)
+
+
+@contextmanager
+def _drawing(seed: int, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """What models draw while they train (dropout, stochastic depth) comes from this seed, so that trials repeat."""
+    with torch.random.fork_rng({each.device for each in parameters if each.is_cuda}):
+        torch.manual_seed(seed)
+        yield
 
 
 def stop_at(target: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,8 @@ def align(
 ) -> float:
     """Permute the models' channels in place so that members of shared layers resemble each other.
 
-    No model's answers change. Layers that share weights already (`tied`) stay equal: their channels move together.
+    No model's answers change. Layers that share weights already (`tied`) stay equal: their channels move together;
+    those of models that are not at hand do not matter.
     Gives the mean cosine between members and the mean of their others, weighted by bytes, after the alignment.
     """
     matching = _Matching(models, configuration, tied or MergeConfiguration())
@@ -156,8 +157,8 @@ def _joint_spaces(models: Mapping[str, nn.Module], tied: MergeConfiguration) -> 
             for axis in space.axes:
                 spots[(query, axis.tensor), axis.dimension] = spot
                 places[spot].append(_Place((query, axis.tensor), axis))
-    for layer in tied.shared:
-        for first, *others in _keys(models, layer.members):
+    for members in _members_at_hand(models, tied):
+        for first, *others in _keys(models, members):
             for other, dimension in itertools.product(others, (0, 1)):
                 ties.tie(spots.get((first, dimension), _STILL), spots.get((other, dimension), _STILL))
     return [
@@ -165,6 +166,11 @@ def _joint_spaces(models: Mapping[str, nn.Module], tied: MergeConfiguration) -> 
         for members in ties.sets()
         if _STILL not in members and len({sizes[spot] for spot in members}) == 1
     ]
+
+
+def _members_at_hand(models: Mapping[str, nn.Module], tied: MergeConfiguration) -> Iterator[list[LayerRef]]:
+    found = ([member for member in layer.members if member.query in models] for layer in tied.shared)
+    return (members for members in found if members)
 
 
 def _agreement(target: torch.Tensor, tensor: torch.Tensor, axis: Axis, size: int) -> np.ndarray:

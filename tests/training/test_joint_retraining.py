@@ -72,6 +72,20 @@ def test_what_is_shared_stays_one_parameter_and_the_best_weights_are_kept(fleet)
     assert min(final.values()) == pytest.approx(best)
 
 
+def test_retraining_repeats_bit_for_bit_though_models_drop_what_they_draw(fleet):
+    """Squeezenets drop half of their features while they train."""
+    found, data, models = fleet
+    states = []
+    for disturbance in range(2):
+        torch.manual_seed(disturbance)
+        options = RetrainOptions(max_steps=4, validate_every=2, seed=3)
+        retraining = JointRetraining(copy.deepcopy(models), data, everything(found), options)
+        optimiser = retraining._optimiser()
+        retraining._train(optimiser, retraining._train(optimiser, 0))
+        states.append({name: model.state_dict() for name, model in retraining.models.items()})
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
 def test_splits_share_no_frame_and_the_teacher_answers_all(fleet):
     _, data, _ = fleet
     for part in data.values():

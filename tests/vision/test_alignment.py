@@ -136,6 +136,17 @@ def test_what_shares_weights_already_moves_together():
         assert torch.equal(one, other)
 
 
+def test_what_other_models_share_does_not_matter():
+    """A trial holds the models of its own set alone, its release all that was ever merged."""
+    others = {"x": build("mobilenet_v3_small", 4), "y": build("mobilenet_v3_small", 5)}
+    models = {"a": build("resnet18_half", 1), "b": build("resnet18_half", 2)}
+    same = copy.deepcopy(models)
+    wanted = across(**models)
+    found = align(models, wanted, tied=across(**others))
+    assert found == align(same, wanted)
+    assert all(torch.equal(models[q].conv1.weight, same[q].conv1.weight) for q in models)
+
+
 def test_a_model_that_cannot_be_traced_is_left_alone():
     class Branching(torch.nn.Module):
         def __init__(self):
