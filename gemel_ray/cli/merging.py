@@ -107,6 +107,9 @@ def search(
     delta_rank: Annotated[
         int, typer.Option(min=0, help="Rank of the private corrections that a resisting layer is tried with; 0: none.")
     ] = 8,
+    views: Annotated[
+        bool, typer.Option(help="Learn from flipped and shifted frames too, once frames turn out to be too few.")
+    ] = True,
     operating_points: Annotated[
         str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
     ] = None,
@@ -142,7 +145,7 @@ def search(
     if apart is not None and from_release is None:
         raise InputError(f"--apart {apart!r} takes queries out of a release; name it with --from-release")
     settings = SearchSettings(
-        max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
+        views=views, max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
         start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
     )  # fmt: skip
     options = SearchOptions(

@@ -69,3 +69,10 @@ def _halves_of_members(layer: SharedLayer) -> list[Addition]:
     middle = (len(layer.members) + 1) // 2
     halves = (layer.among(layer.members[:middle]), layer.among(layer.members[middle - len(layer.members) % 2 :]))
     return [(half,) for half in halves if half is not None]
+
+
+def told(addition: Addition) -> str:
+    """What an addition shares, for people."""
+    queries = {member.query for layer in addition for member in layer.members}
+    what = f"{len(addition)} layer groups" if len(addition) > 1 else f"{addition[0].members[0].layer}"
+    return f"{what} of {len(queries)} queries" if len(queries) > 1 else f"{what} within {min(queries)}"

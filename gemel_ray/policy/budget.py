@@ -13,9 +13,13 @@ def decisive_steps(candidates: Iterable[Candidate], outcomes: Mapping[int, Outco
     Trials that save no more than the winner may have been stopped or skipped, which depends on timing: what they
     took is not counted, so that the budget ends where it would with one trial at a time.
     """
+    return sum(outcomes[candidate.number].steps for candidate in decisive(candidates, won=won))
+
+
+def decisive(candidates: Iterable[Candidate], *, won: Candidate | None) -> list[Candidate]:
+    """The candidates of a round that ran to their end however many ran at once."""
     saved = won.configuration.saved_bytes if won else 0
-    counted = [c for c in candidates if c is won or c.configuration.saved_bytes > saved]
-    return sum(outcomes[candidate.number].steps for candidate in counted)
+    return [each for each in candidates if each is won or each.configuration.saved_bytes > saved]
 
 
 def steps_each(max_steps: int, *, most_steps: int | None, spent_steps: int, candidates: int) -> int:

@@ -31,8 +31,26 @@ class SearchSettings(Strict):
     start: Start = "aligned"
     # A layer that resists sharing alone is tried once more with private corrections of this rank; 0: it is not.
     delta_rank: int = 8
+    # Once a trial has failed that knew its training frames by heart, later ones learn from views of them as well.
+    views: bool = True
     # Candidates of one dividing round. A part of what decides the result, so it does not follow the machine's size.
     side_by_side: int = 2
+
+
+class Failure(Strict):
+    """How a configuration failed after training."""
+
+    # Queries that stayed below their target, and how far the worst of them did; empty and None where not known.
+    objectors: tuple[str, ...] = ()
+    shortfall: float | None = None
+
+
+class Waiting(Strict):
+    """An addition that is still to be tried."""
+
+    addition: Addition
+    # How far below its target the whole stayed that it is a part of; 0 where there was none.
+    shortfall: float = 0.0
 
 
 class SearchState(Strict):
@@ -51,14 +69,16 @@ class SearchState(Strict):
     release: int
     phase: Phase = "probe"
     accepted: MergeConfiguration = MergeConfiguration()
-    # What is still to be tried on top of `accepted`, largest saving first.
-    waiting: tuple[Addition, ...] = ()
+    # What is still to be tried on top of `accepted`, most promising first.
+    waiting: tuple[Waiting, ...] = ()
     # What failed on its own and cannot be split.
     rejected: Addition = ()
+    # Whether a trial has failed that knew its training frames far better than others.
+    overfits: bool = False
     # Wholes that failed close to their targets.
     close: tuple[Addition, ...] = ()
-    # Configurations that failed after training, by fingerprint, and who objected: never tried twice.
-    failed: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    # Configurations that failed after training, by fingerprint: never tried twice.
+    failed: dict[str, Failure] = Field(default_factory=dict)
     # The round under way, and what its candidates add.
     round: tuple[Candidate, ...] = ()
     adds: tuple[Addition, ...] = ()

@@ -40,6 +40,8 @@ class Candidate(Strict):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # How far below the target the gate's lower confidence bound may lie; the estimate itself may not.
     gate_margin: Fraction = 0.0
+    # Classifiers learn from flipped and shifted frames, answered by the originals.
+    views: bool = False
     seed: int = 0
 
 
@@ -58,6 +60,9 @@ class Outcome(Strict):
     objectors: tuple[str, ...] = ()
     # How far the worst query stayed below its target, where the trial was decided; None where that is not known.
     shortfall: float | None = None
+    # Of the classifier most concerned, how much better it agrees with its original on frames it learned from than on
+    # validation; None where that was not looked at.
+    overfit: float | None = None
     accuracies: dict[str, Accuracy] = Field(default_factory=dict)
     # query -> module path -> blob, for the queries the candidate touched.
     weights: dict[str, dict[str, Sha256]] = Field(default_factory=dict)

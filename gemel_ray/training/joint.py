@@ -15,9 +15,10 @@ from torch import nn
 from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Objective, Recipe, Start
-from gemel_ray.training.data import QueryData, run_model, score
+from gemel_ray.training.data import QueryData, SplitData, run_model, score
 from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
+from gemel_ray.training.views import taught, viewed
 from gemel_ray.vision.alignment import align
 from gemel_ray.vision.binding import bind, distinct_parameters
 from gemel_ray.vision.checkpoints import put_state
@@ -75,11 +76,14 @@ class JointRetraining:
         options: RetrainOptions,
         *,
         tied: MergeConfiguration | None = None,
+        originals: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        """`tied`: what shares weights already, and so moves together when channels are brought in line."""
+        """`tied`: what shares weights already, and so moves together when channels are brought in line. Queries whose
+        `originals` are given learn from views."""
         self.models = {query: models[query] for query in configuration.queries}
         self.data = {query: data[query] for query in configuration.queries}
         self.options = options
+        self._originals = originals or {}
         self._rng = np.random.default_rng(options.seed)
         self._loss_weights = dict.fromkeys(self.models, 1.0)
         if options.start == "aligned":
@@ -143,12 +147,19 @@ class JointRetraining:
         optimiser.zero_grad(set_to_none=True)
         # One backward pass a query: activations of only one model are alive at a time.
         for query, model in self.models.items():
-            train = self.data[query].splits["train"]
-            size = min(frames_a_step(self.data[query].task, self.options.batch_size), len(train.images))
-            places = self._rng.choice(len(train.images), size=size, replace=False)
+            train, places = self._drawn(query)
             loss = batch_loss(model, self.data[query].task, train, places, self.options.objective)
             (self._loss_weights[query] * loss).backward()
         optimiser.step()
+
+    def _drawn(self, query: str) -> tuple[SplitData, np.ndarray]:
+        """What a query learns from in one step: where its frames lie, or fresh views of them."""
+        data, train = self.data[query], self.data[query].splits["train"]
+        size = min(frames_a_step(data.task, self.options.batch_size), len(train.images))
+        places = self._rng.choice(len(train.images), size=size, replace=False)
+        if (original := self._originals.get(query)) is None:
+            return train, places
+        return taught(viewed(train, places, self._rng), train.labels[places], data.task, original), np.arange(size)
 
     def _weigh(self, scores: Mapping[str, Score]) -> None:
         """Who is further from its original counts for more, within bounds."""

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from torch import nn
 
 from gemel_ray.spec.answers import Answer
-from gemel_ray.spec.release import Accuracy, BlobInfo
+from gemel_ray.spec.release import Accuracy, BlobInfo, Manifest
 from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.training.data import QueryData, score_on_labels, score_relative
 from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
+from gemel_ray.training.views import overfit_fraction
 from gemel_ray.vision.binding import layer_tensors
 from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.metrics import Score, compare
-from gemel_ray.vision.models import build_model, training_device
+from gemel_ray.vision.models import build_model, task_of, training_device
+from gemel_ray.weights.maintenance import originals_of
 from gemel_ray.weights.models import BlobReader, load_state, store_models
 from gemel_ray.weights.store import Store
 
@@ -29,7 +31,8 @@ class Trial:
         self.candidate, self.data, self.store = candidate, data, store
         self._began_s = time.monotonic()
         self._start = store.manifest(candidate.start_release)
-        models = {query: self._model(query, allow_factories) for query in candidate.configuration.queries}
+        queries = candidate.configuration.queries
+        models = {query: self._model(query, self._start, allow_factories) for query in queries}
         options = RetrainOptions(
             max_steps=candidate.max_steps,
             seed=candidate.seed,
@@ -40,12 +43,22 @@ class Trial:
             gate_margin=candidate.gate_margin,
         )
         self.retraining = JointRetraining(
-            models, data, candidate.configuration, options, tied=self._start.merge_configuration
-        )
+            models, data, candidate.configuration, options, tied=self._start.merge_configuration,
+            originals=self._originals(allow_factories) if candidate.views else None,
+        )  # fmt: skip
 
-    def _model(self, query: str, allow_factories: bool) -> nn.Module:
+    def _originals(self, allow_factories: bool) -> dict[str, nn.Module]:
+        """Of the classifiers; a detector's boxes would have to move with a view."""
+        root = originals_of(self.store, self._start)
+        return {query: self._model(query, root, allow_factories) for query in self._classifiers()}
+
+    def _classifiers(self) -> list[str]:
+        queries = self.candidate.configuration.queries
+        return [query for query in queries if task_of(self.data[query].query.model) == "classification"]
+
+    def _model(self, query: str, release: Manifest, allow_factories: bool) -> nn.Module:
         model = build_model(self.data[query].query.model, allow_factories=allow_factories)
-        put_state(model, load_state(BlobReader(self.store), self._start.queries[query].weights))
+        put_state(model, load_state(BlobReader(self.store), release.queries[query].weights))
         return model.to(training_device())
 
     def run(self) -> Iterator[Validation]:
@@ -58,7 +71,7 @@ class Trial:
             objectors = [query for query, score in last.scores.items() if score.estimate < self._target(query)]
             return self._outcome(
                 last, passed=False, reason=f"{last.verdict} on validation", objectors=objectors,
-                shortfall=self._shortfall(last.scores),
+                shortfall=self._shortfall(last.scores), overfit=self._overfit(last),
             )  # fmt: skip
         gate = self.retraining.answers("gate")
         accuracies = {query: self._accuracy(query, found, last.scores[query]) for query, found in gate.items()}
@@ -84,6 +97,10 @@ class Trial:
 
     def _shortfall(self, scores: Mapping[str, Score]) -> float:
         return max(self._target(query) - score.estimate for query, score in scores.items())
+
+    def _overfit(self, last: Validation) -> float | None:
+        found = [overfit_fraction(self.data[query], self.retraining.models[query]) for query in self._classifiers()]
+        return max(found, default=None) if last.step else None
 
     def _accuracy(self, query: str, answers: Sequence[Answer], validation: Score) -> Accuracy:
         """All that is known of a merged model's answers to the gate's frames."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torchvision.models import ResNet
 from torchvision.models.detection import FCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from gemel_ray.vision.slim import resnet18_half
+from gemel_ray.vision.slim import resnet18_half, resnet18_quarter
 
 _PYRAMID_CHANNELS = 64
 # Pixels an object's side is measured in at each level, twice the level's stride: a nearby object of a small frame is
@@ -26,10 +27,20 @@ def fcos_resnet18_half(*, num_classes: int = 91, **options: Any) -> FCOS:  # noq
 
     Options are those of torchvision's FCOS, such as `min_size` and `max_size`.
     """
+    return _fcos(resnet18_half(), 32, num_classes, options)
+
+
+def fcos_resnet18_quarter(*, num_classes: int = 91, **options: Any) -> FCOS:  # noqa: ANN401
+    """The same with 16, 32, 64 and 128 channels: what a larger one is distilled into."""
+    return _fcos(resnet18_quarter(), 16, num_classes, options)
+
+
+def _fcos(body: ResNet, first: int, num_classes: int, options: dict[str, Any]) -> FCOS:
+    """On a body whose first stage has `first` channels."""
     stages = {"layer2": "0", "layer3": "1", "layer4": "2"}
-    backbone = BackboneWithFPN(resnet18_half(), stages, [64, 128, 256], _PYRAMID_CHANNELS)
+    backbone = BackboneWithFPN(body, stages, [2 * first, 4 * first, 8 * first], _PYRAMID_CHANNELS)
     anchors = AnchorGenerator(tuple((side,) for side in _SIDES), ((1.0,),) * len(_SIDES))
     return FCOS(backbone, num_classes, anchor_generator=anchors, **({"min_size": 96, "max_size": 160} | options))
 
 
-SLIM_DETECTORS = {"fcos_resnet18_half": fcos_resnet18_half}
+SLIM_DETECTORS = {"fcos_resnet18_half": fcos_resnet18_half, "fcos_resnet18_quarter": fcos_resnet18_quarter}

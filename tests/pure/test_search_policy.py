@@ -222,11 +222,41 @@ def test_a_whole_that_failed_close_to_its_target_gets_more_steps_before_anything
     assert max(candidate.max_steps for candidate in history) == (30 if shares_all_at_once else 10)
 
 
+@pytest.mark.parametrize(("views", "overfit"), [(True, 0.2), (True, 0.03), (False, 0.2)])
+def test_once_a_trial_knew_its_frames_by_heart_later_ones_learn_from_views(views, overfit):
+    class Learned(World):
+        def judge(self, candidate):
+            return super().judge(candidate).model_copy(update={"overfit": overfit if candidate.max_steps else None})
+
+    settings = SearchSettings(max_steps=10, views=views)
+    _, history = run(begin(groups_of([9, 5, 3]), release=1, settings=settings), Learned(hard=["s0"]))
+    rounds = [candidate.views for candidate in history if candidate.max_steps]
+    assert not rounds[0]
+    assert rounds[-1] is (views and overfit >= 0.1)
+
+
+def test_parts_of_what_nearly_passed_come_before_larger_ones_of_what_was_hopeless():
+    class Repeats(World):
+        def judge(self, candidate):
+            within = any(ref.layer.startswith("r") for layer in candidate.configuration.shared for ref in layer.members)
+            found = super().judge(candidate)
+            return found.model_copy(update={"passed": False, "shortfall": 0.5 if within else 0.05})
+
+    across, beyond = groups_of([4, 3]), (group_of("r0", 40), group_of("r1", 30))
+    settings = SearchSettings(max_steps=10, patience=1)
+    state = begin(across, beyond=(*across, *beyond), release=1, settings=settings)
+    _, history = run(state, Repeats())
+    divided = [candidate.configuration.shared for candidate in history if candidate.label.startswith("divide")]
+    assert all(layer.members[0].layer.startswith("s") for layer in divided[0])
+
+
 @given(SIZES, PLACES, PLACES, st.integers(0, 200), st.booleans())
 def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_steps, skip):
     class Counting(World):
         def judge(self, candidate):
-            return super().judge(candidate).model_copy(update={"steps": candidate.max_steps})
+            knows_by_heart = 0.3 if candidate.seed % 3 == 0 and candidate.max_steps else None
+            update = {"steps": candidate.max_steps, "overfit": knows_by_heart}
+            return super().judge(candidate).model_copy(update=update)
 
     settings = SearchSettings(max_trials=10_000, max_steps=10, most_steps=most_steps)
     state, _ = run(begin(groups_of(sizes), release=1, settings=settings), Counting(hard, trainable), skip=skip)

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from gemel_ray.policy.grouping import group_layers
+from gemel_ray.spec.answers import Classified
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Candidate
 from gemel_ray.spec.workload import parse_workload
-from gemel_ray.training.data import read_query_data, with_teacher
+from gemel_ray.training.data import read_query_data, run_model, with_teacher
 from gemel_ray.training.joint import JointRetraining, RetrainOptions
 from gemel_ray.training.originals import train_original
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.training.trial import Trial
+from gemel_ray.training.views import overfit_fraction, taught, viewed
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.metrics import RELATIVE, Score, compare_labels, f1, wilson_lower
 from gemel_ray.weights.store import open_store
@@ -84,6 +86,56 @@ def test_retraining_repeats_bit_for_bit_though_models_drop_what_they_draw(fleet)
         retraining._train(optimiser, retraining._train(optimiser, 0))
         states.append({name: model.state_dict() for name, model in retraining.models.items()})
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_views_are_the_frame_flipped_and_shifted_and_the_original_answers_them(fleet):
+    _, data, models = fleet
+    name, part = next(iter(data.items()))
+    train, places = part.splits["train"], [3, 1, 3, 0]
+    views = viewed(train, places, np.random.default_rng(1))
+    again = viewed(train, places, np.random.default_rng(1))
+    for view, same, place in zip(views, again, places, strict=True):
+        frame = train.images[place]
+        assert view.shape == frame.shape
+        assert np.array_equal(view, same)
+        assert {tuple(pixel) for pixel in view.reshape(-1, 3)} <= {tuple(pixel) for pixel in frame.reshape(-1, 3)}
+    assert not np.array_equal(views[0], views[2])
+    learned = taught(views, train.labels[places], part.task, models[name])
+    assert np.array_equal(learned.logits, run_model(models[name], part.task, views)[0])
+    assert len(learned.answers) == len(places)
+
+
+def test_a_trial_learns_from_views_where_its_candidate_says_so(fleet, tmp_path):
+    found, data, models = fleet
+    store = open_store(str(tmp_path), create=True)
+    start = publish_originals(store, found, models, seed=0)
+    told = {"number": 0, "label": "all", "configuration": everything(found), "start_release": start.release}
+    plain, viewing, again = (
+        Trial(Candidate(**told, max_steps=2, views=views), data, store) for views in (False, True, True)
+    )
+    states = []
+    for trial in (plain, viewing, again):
+        trial.retraining._train(trial.retraining._optimiser(), 0)
+        states.append({name: model.state_dict() for name, model in trial.retraining.models.items()})
+    torch.testing.assert_close(states[1], states[2], rtol=0, atol=0)
+    assert any(
+        not torch.equal(states[0][name][key], states[1][name][key]) for name in states[0] for key in states[0][name]
+    )
+
+
+def test_what_knows_its_training_frames_by_heart_is_told_from_what_does_not(fleet):
+    _, data, models = fleet
+    name = next(iter(data))
+    part = with_teacher(data[name], models[name])
+    assert overfit_fraction(part, models[name]) == 0
+    wrong = [
+        Classified(part.query.model.classes[answer.label == part.query.model.classes[0]], ())
+        for answer in part.splits["validation"].answers
+    ]
+    turned = replace(
+        part, splits=part.splits | {"validation": replace(part.splits["validation"], answers=tuple(wrong))}
+    )
+    assert overfit_fraction(turned, models[name]) == 1
 
 
 def test_splits_share_no_frame_and_the_teacher_answers_all(fleet):
