@@ -18,8 +18,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, pieces, told, without_hardest
+from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, pieces, without_hardest
 from gemel_ray.policy.budget import decisive, decisive_steps, steps_each
+from gemel_ray.policy.candidates import candidate_of
 from gemel_ray.policy.search_state import Failure, Phase, SearchSettings, SearchState, Waiting
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
@@ -30,12 +31,6 @@ _NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "persist"
 # Where relatives make up less of the saving than this, sharing everything without training is known to fail.
 _KIN_FRACTION = 0.9
 
-# Strangers must move far from where averaging leaves them. Relatives, and additions to what is accepted, are close to
-# their goal already: at the full rate they are thrown back first (.79 to .73 in 15 steps, then .94 after 90; at the
-# gentle one .95 after 45: five street cameras, own measurement).
-_FAR = ("leap", "persist")
-_LEAP_RATE = 1e-3
-_GENTLE_RATE = 3e-4
 # A whole that stayed so far below its targets lets its parts be worth 1/e of what they save. Our choice: halves of two
 # ten-class strangers' shareable layers miss by .2, of all repeats within them by .4, a single pair by nothing.
 _FORGIVEN = 0.1
@@ -200,7 +195,7 @@ def _propose(state: SearchState) -> SearchState:
         wanted = wanted if steps else ()
     return state.model_copy(
         update={
-            "round": tuple(_candidate(state, place, addition, steps) for place, addition in enumerate(wanted)),
+            "round": tuple(candidate_of(state, place, addition, steps) for place, addition in enumerate(wanted)),
             "adds": wanted,
             "waiting": waiting,
             "rejected": rejected,
@@ -277,21 +272,3 @@ def _distinct(state: SearchState, additions: Iterable[Addition]) -> tuple[Additi
 
 def _names(addition: Addition) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(map(str, layer.members)) for layer in addition)
-
-
-def _candidate(state: SearchState, place: int, addition: Addition, max_steps: int) -> Candidate:
-    number = state.proposed + place
-    return Candidate(
-        number=number,
-        model_set=state.name,
-        label=f"{state.phase} {told(addition)}",
-        configuration=state.accepted.joined(addition),
-        max_steps=max_steps,
-        start_release=state.release,
-        start=state.settings.start if state.phase in _FAR else "mean",
-        objective=state.settings.objective,
-        learning_rate=_LEAP_RATE if state.phase in _FAR else _GENTLE_RATE,
-        gate_margin=state.settings.gate_margin,
-        views=state.settings.views and state.overfits,
-        seed=state.seed + number,
-    )

@@ -185,12 +185,16 @@ def test_the_search_says_how_good_its_prediction_was():
     assert judged(begin((), release=1, settings=BIG)).told().count("nothing") == 3
 
 
-@pytest.mark.parametrize(("asked", "leap"), [("aligned", "aligned"), ("member", "member")])
-def test_only_leaps_start_from_where_they_are_told_to(asked, leap):
+@pytest.mark.parametrize("asked", ["aligned", "member"])
+def test_strangers_start_from_where_they_are_told_to_until_something_is_shared(asked):
     chosen = BIG.model_copy(update={"start": asked})
-    _, history = run(begin(groups_of([50, 30]), release=1, settings=chosen), World({"s0"}, {"s1"}))
-    starts = {c.label.split()[0]: c.start for c in history}
-    assert starts == {"probe": "mean", "leap": leap, "divide": "mean"}
+    sizes, world = groups_of([50, 30, 20, 10]), World({"s0", "s3"}, {"s1", "s2"})
+    _, history = run(begin(sizes, release=1, settings=chosen), world)
+    tried = [c for c in history if c.max_steps]
+    assert {(c.start, c.learning_rate) for c in tried if c.start_release == 1} == {(asked, 1e-3)}
+    assert {(c.start, c.learning_rate) for c in tried if c.start_release > 1} == {("mean", 3e-4)}
+    _, history = run(begin(sizes, relatives=sizes, release=1, settings=chosen), world)
+    assert all(c.start == "mean" for c in history if c.label.startswith("divide"))
 
 
 class Slow(World):
