@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from torch import nn
 
+from gemel_ray.merging.gates import check_gates
 from gemel_ray.merging.options import SearchOptions, bounded, initial_states
 from gemel_ray.merging.progress import Progress
 from gemel_ray.merging.searcher import MergeSearcher, StopSuperseded
@@ -67,12 +68,14 @@ def _prepare(
     models = _originals(workload, store, options)
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
+    data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
+    check_gates(data, options.settings.gate_margin, report)
     if options.resume:
         progress = _resumed(workload, store)
     else:
         progress = _begun(workload, store, models, bounded(options, frames))
         progress.save()
-    return {name: with_teacher(part, models[name]) for name, part in frames.items()}, progress
+    return data, progress
 
 
 def _resumed(workload: Workload, store: Store) -> Progress:

@@ -1,0 +1,48 @@
+"""Whether a query could pass its gate at all: with few frames not even full agreement is certain enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from gemel_ray.spec.answers import Classified
+from gemel_ray.spec.errors import FeedError
+from gemel_ray.training.data import QueryData, score
+
+
+def check_gates(data: Mapping[str, QueryData], gate_margin: float, report: Callable[[str], None]) -> None:
+    """Tell of queries that no merged model could pass for.
+
+    Raises FeedError where that holds for all of them: a search would try everything in vain.
+    """
+    problems = [problem for part in data.values() if (problem := _problem(part, gate_margin))]
+    if problems and len(problems) == len(data):
+        raise FeedError("; ".join(problems))
+    for problem in problems:
+        report(f"{problem}; it will share nothing")
+
+
+def _problem(data: QueryData, gate_margin: float) -> str | None:
+    query, gate = data.query, data.splits["gate"]
+    best = score(data, "gate", gate.answers).lower_bound
+    needed = query.accuracy_target - gate_margin
+    if best >= needed:
+        return None
+    return (
+        f"query {query.name!r}: its gate has {len(gate.images)} frames{_rarest(data)}, so that not even full agreement "
+        f"is surely above {best:.3f}, and accuracy_target - --gate-margin is {needed:.3f}; give feed {query.feed!r} "
+        f"more frames, or say --gate-margin {_rounded_up(query.accuracy_target - best)}"
+    )
+
+
+def _rarest(data: QueryData) -> str:
+    """Of a classifier: what its original answers least often there."""
+    counts = Counter(answer.label for answer in data.splits["gate"].answers if isinstance(answer, Classified))
+    if not counts:
+        return ""
+    label, count = min(counts.items(), key=lambda found: (found[1], found[0]))
+    return f", {count} of them answered {label!r}"
+
+
+def _rounded_up(fraction: float) -> str:
+    return f"{int(fraction * 100) / 100 + 0.01:.2f}"

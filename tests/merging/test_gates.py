@@ -1,0 +1,52 @@
+"""A search that nothing could pass says so before its first trial."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemel_ray.merging.gates import check_gates
+from gemel_ray.spec.answers import Classified
+from gemel_ray.spec.errors import FeedError
+from gemel_ray.spec.workload import parse_workload
+from gemel_ray.training.data import QueryData, SplitData, score
+
+
+def query_data(name, cars, empty):
+    """A query whose original has answered so many frames of its gate with 'car', and so many with 'background'."""
+    document = {
+        "name": "w",
+        "feeds": {"f": {"kind": "streets"}},
+        "queries": [
+            {"name": name, "feed": "f", "model": {"architecture": "resnet18", "classes": ["background", "car"]}}
+        ],
+    }
+    answers = (Classified("car", ()),) * cars + (Classified("background", ()),) * empty
+    images = np.zeros((len(answers), 2, 2, 3), dtype=np.uint8)
+    gate = SplitData(images, np.full(len(answers), -1), answers=answers)
+    return QueryData(parse_workload(document, source="w", base=Path()).queries[0], {"gate": gate})
+
+
+def test_every_query_that_cannot_pass_is_named_with_the_way_out():
+    data = {"few": query_data("few", cars=13, empty=200), "fewer": query_data("fewer", cars=30, empty=4)}
+    with pytest.raises(FeedError, match="query 'few': its gate has 213 frames, 13 of them answered 'car'") as found:
+        check_gates(data, 0.03, pytest.fail)
+    assert "query 'fewer': its gate has 34 frames, 4 of them answered 'background'" in str(found.value)
+    assert "accuracy_target - --gate-margin is 0.920; give feed 'f' more frames" in str(found.value)
+
+
+def test_one_that_can_pass_is_enough_to_go_on():
+    told = []
+    check_gates({"few": query_data("few", 13, 200), "many": query_data("many", 200, 200)}, 0.03, told.append)
+    assert [line.split(":")[0] for line in told] == ["query 'few'"]
+    assert told[0].endswith("it will share nothing")
+
+
+def test_the_margin_it_names_is_enough():
+    data = {"few": query_data("few", 13, 200)}
+    with pytest.raises(FeedError) as found:
+        check_gates(data, 0.0, pytest.fail)
+    margin = float(str(found.value).rsplit(" ", 1)[1])
+    check_gates(data, margin, pytest.fail)
+    best = score(data["few"], "gate", data["few"].splits["gate"].answers).lower_bound
+    assert margin < 0.95 - best + 0.02
