@@ -38,8 +38,7 @@ HEADS = (
 
 
 def _rows(record: Record, cell: Record) -> Iterator[tuple[str, ...]]:
-    rows = cell["rows"]
-    searched = [row for row in rows if row["label"] != "merged, in bf16"]
+    rows, searched = cell["rows"], _searched(cell)
     if searched:
         yield _row(record, cell, cell["method"], searched)
     if len(searched) < len(rows):
@@ -50,10 +49,9 @@ def _row(record: Record, cell: Record, method: str, rows: list[Record]) -> tuple
     last = rows[-1]
     trials = [row for row in rows if row["steps"]]
     worst = min(last["gates"].values(), default=(1.0, 1.0))
-    unfinished = "" if cell["finished"] else ", time up"
     return (
         f"{cell['target']:g}",
-        NAMES[method] + unfinished,
+        NAMES[method] + _time_up(cell),
         f"{100 * last['saved_fraction']:.1f} %",
         f"{100 * last['saved_fraction'] / record['cross_model_bound_fraction']:.0f} %",
         f"{worst[0]:.3f}",
@@ -63,6 +61,41 @@ def _row(record: Record, cell: Record, method: str, rows: list[Record]) -> tuple
         _steps_to(_saved_by_gemel(record, cell["target"]), rows),
         f"{rows[-1]['cpu_seconds'] / 60:.1f}",
     )
+
+
+SUMMARY_HEADS = (
+    "workload", "target", "bound across models", "with repeats", "ours", "worst accuracy (its bound)", "steps",
+    "GEMEL's", "steps", "ours to that", "CPU min (ours / GEMEL's)",
+)  # fmt: skip
+
+
+def summary(record: Record) -> Iterator[tuple[str, ...]]:
+    """One row for each target: ours and GEMEL's."""
+    for target in sorted({cell["target"] for cell in record["cells"]}):
+        cells = {cell["method"]: cell for cell in record["cells"] if cell["target"] == target and cell["rows"]}
+        if "ours" in cells:
+            ours = _row(record, cells["ours"], "ours", _searched(cells["ours"]))
+            theirs = _row(record, cells["greedy"], "greedy", _searched(cells["greedy"])) if "greedy" in cells else None
+            judge = record["options"].get("judged_by", "agreement")
+            yield (
+                record["workload"] + ("" if judge == "labels" else ", agreement"),
+                ours[0],
+                f"{100 * record['cross_model_bound_fraction']:.1f} %",
+                f"{100 * record['repeats_bound_fraction']:.1f} %",
+                f"**{ours[2]}**" + _time_up(cells["ours"]),
+                f"{ours[4]} ({ours[5]})",
+                ours[7],
+                *(("–",) * 3 if theirs is None else (theirs[2] + _time_up(cells["greedy"]), theirs[7], ours[8])),
+                f"{ours[9]} / {theirs[9] if theirs else '–'}",
+            )
+
+
+def _searched(cell: Record) -> list[Record]:
+    return [row for row in cell["rows"] if row["label"] != "merged, in bf16"]
+
+
+def _time_up(cell: Record) -> str:
+    return "" if cell["finished"] else ", time up"
 
 
 def _saved_by_gemel(record: Record, target: float) -> float:

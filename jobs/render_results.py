@@ -1,6 +1,6 @@
-"""The README's tables of measurements, from the records in jobs/results/.
+"""The README's tables of measurements, and all of bench_merge in jobs/results/MERGING.md, from the records there.
 
-python jobs/render_results.py           # writes them into README.md
+python jobs/render_results.py           # writes them
 python jobs/render_results.py --check   # exit code 1 when they are not what the records say
 """
 
@@ -19,6 +19,7 @@ import merge_results
 import records
 
 README = Path(__file__).parent.parent / "README.md"
+MERGING = records.RESULTS / "MERGING.md"
 BEGIN, END = "<!-- measured: begin (python jobs/render_results.py) -->", "<!-- measured: end -->"
 
 Record = Mapping[str, Any]
@@ -180,6 +181,17 @@ def merging(record: Record) -> Iterator[str]:
     yield from rows_of(merge_results.HEADS, list(merge_results.table(record)))
 
 
+def merging_in_short(found: Sequence[Record]) -> str:
+    """Our search and GEMEL's, of all workloads."""
+    rows = [row for record in found for row in merge_results.summary(record)]
+    heading = (
+        "**Merging**, ours against GEMEL's own search on the same originals, frames and gates, one thread, so many CPU "
+        "minutes a cell; every method, how it was run and what the workloads are: "
+        "[jobs/results/MERGING.md](jobs/results/MERGING.md).\n"
+    )
+    return "\n".join([heading, *rows_of(merge_results.SUMMARY_HEADS, rows)])
+
+
 def recovering(record: Record) -> Iterator[str]:
     """What was killed under load, and what callers saw of it."""
     yield "**A fleet of two edge nodes under constant load**, real raylets, real HTTP:\n"
@@ -216,7 +228,6 @@ def _until_fresh(row: Record) -> str:
 
 
 RENDERERS = {
-    "bench_merge": merging,
     "bench_order": ordering,
     "bench_serving": serving,
     "bench_edge": edge,
@@ -228,12 +239,27 @@ RENDERERS = {
 
 def measured() -> str:
     """All tables, in the order of the records' names."""
-    parts = [BEGIN]
-    for path in sorted(records.RESULTS.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    parts = [BEGIN, merging_in_short([record for _, record in _read("bench_merge")])]
+    for path, record in _read(""):
         if (render := RENDERERS.get(record["benchmark"])) is not None:
             parts += ["\n".join(render(record)), f"`{record['command']}` ({path.name})"]
     return "\n\n".join([*parts, END])
+
+
+def merging_page() -> str:
+    """Every cell of bench_merge."""
+    parts = ["# Merging: every method on every workload", "Written by `python jobs/render_results.py`."]
+    for path, record in _read("bench_merge"):
+        parts += ["\n".join(merging(record)), f"`{record['command']}` ({path.name})"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _read(benchmark: str) -> Iterator[tuple[Path, Record]]:
+    """The records of one benchmark, or of all."""
+    for path in sorted(records.RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if benchmark in ("", record["benchmark"]):
+            yield path, record
 
 
 def main() -> None:
@@ -243,10 +269,12 @@ def main() -> None:
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    wanted = before + measured() + after
+    wanted = {README: before + measured() + after, MERGING: merging_page()}
     if options.check:
-        sys.exit(0 if wanted == text else "README.md: its tables are not what jobs/results/ says; render them again")
-    README.write_text(wanted, encoding="utf-8")
+        stale = [path.name for path, page in wanted.items() if page != path.read_text(encoding="utf-8")]
+        sys.exit(f"{', '.join(stale)}: not what the records in jobs/results/ say; render again" if stale else 0)
+    for path, page in wanted.items():
+        path.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,21 @@ class Progress:
         found = [judged(state) for state in self.states]
         return sum(found[1:], start=found[0]) if found else Prediction(0, 0, 0, 0)
 
+    def nearest(self) -> str | None:
+        """Where nothing passed: what came nearest, and what may let it pass. None where something did."""
+        failed = [row for row in self.history if row.get("shortfall") is not None]
+        if not failed or any(row["passed"] for row in self.history):
+            return None
+        row = min(failed, key=lambda each: each["shortfall"])
+        short = (
+            f"{row['shortfall']:.3f} below its target" if row["shortfall"] > 0 else "above its target, not surely so"
+        )
+        return (
+            f"nothing could be shared. Nearest came {row['label']!r}: {row['reason']}, the worst of "
+            f"{', '.join(row['objectors'])} {short}. More --steps, a larger --gate-margin, more frames or a lower "
+            "accuracy_target may let it pass"
+        )
+
     def latest(self) -> Manifest:
         """The last release that this search has published."""
         return self.store.manifest(max([self.root, *self._published().values()]))
@@ -178,6 +193,7 @@ def _told(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:
         # For the report's timeline; nothing is decided by it.
         "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "objectors": list(outcome.objectors),
+        "shortfall": outcome.shortfall,
         "validation": outcome.validation,
         "gate": {query: accuracy.held[0] for query, accuracy in outcome.accuracies.items()},
     }

@@ -50,6 +50,8 @@ def search(
         with ray_session():
             _run_trials(progress, data, absolute_uri(store_uri), options, report)
     report(progress.prediction().told())
+    if nearest := progress.nearest():
+        report(nearest)
     return progress.latest()
 
 

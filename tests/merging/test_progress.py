@@ -81,6 +81,22 @@ def test_a_search_taken_up_again_repeats_only_what_had_no_outcome(started):
     assert [line["passed"] for line in again.history] == [False, True]
 
 
+def test_where_nothing_passed_the_nearest_is_named(started):
+    _store, _models, progress = started
+    assert progress.nearest() is None
+    shortfalls = iter([0.2, 0.004, *[0.3] * 100])
+    while not progress.is_finished:
+        candidate = progress.next_candidate()
+        failed = {"passed": False, "reason": "missed on validation", "objectors": ("a",)}
+        progress.take(candidate, Outcome(candidate=candidate.number, shortfall=next(shortfalls), **failed))
+    assert (
+        f"Nearest came {progress.history[1]['label']!r}: missed on validation, the worst of a 0.004"
+        in progress.nearest()
+    )
+    progress.history[2]["passed"] = True
+    assert progress.nearest() is None
+
+
 def test_what_can_change_nothing_any_more_is_not_tried(started):
     store, models, progress = started
     first = progress.next_candidate()
