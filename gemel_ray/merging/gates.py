@@ -10,16 +10,21 @@ from gemel_ray.spec.errors import FeedError
 from gemel_ray.training.data import QueryData, score
 
 
-def check_gates(data: Mapping[str, QueryData], gate_margin: float, report: Callable[[str], None]) -> None:
-    """Tell of queries that no merged model could pass for.
+class SmallGateError(FeedError):
+    """No query has frames enough on its gate for anything to pass."""
 
-    Raises FeedError where that holds for all of them: a search would try everything in vain.
+
+def check_gates(data: Mapping[str, QueryData], gate_margin: float, report: Callable[[str], None]) -> list[str]:
+    """The queries that no merged model could pass for, each one told of.
+
+    Raises SmallGateError where that holds for all of them: a search would try everything in vain.
     """
-    problems = [problem for part in data.values() if (problem := _problem(part, gate_margin))]
+    problems = {name: problem for name, part in data.items() if (problem := _problem(part, gate_margin))}
     if problems and len(problems) == len(data):
-        raise FeedError("; ".join(problems))
-    for problem in problems:
+        raise SmallGateError("; ".join(problems.values()))
+    for problem in problems.values():
         report(f"{problem}; it will share nothing")
+    return list(problems)
 
 
 def _problem(data: QueryData, gate_margin: float) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from gemel_ray.merging.gates import SmallGateError
 from gemel_ray.merging.options import SearchOptions
 from gemel_ray.merging.searching import search, search_name
 from gemel_ray.spec.errors import InputError
@@ -41,13 +42,22 @@ def parse_targets(text: str) -> tuple[float, ...]:
 def search_operating_points(
     workload: Workload, store_uri: str, options: SearchOptions, targets: Sequence[float], report: Report
 ) -> list[OperatingPoint]:
-    """Search the workload once for every target. HEAD is left at the strictest target's release."""
-    points = []
+    """Search the workload once for every target. HEAD is left at the strictest target's release.
+
+    Targets that the gates have too few frames for are left out; SmallGateError where that leaves none.
+    """
+    points: list[OperatingPoint] = []
     for target in targets:
         report(f"searching for {100 * target:g} % of the originals' accuracy")
         aimed = aimed_at(workload, target)
         begun = open_store(store_uri, create=True).read_state(search_name(aimed)) is not None
-        found = search(aimed, store_uri, replace(options, resume=options.resume and begun), report)
+        try:
+            found = search(aimed, store_uri, replace(options, resume=options.resume and begun), report)
+        except SmallGateError as error:
+            if not points:
+                raise
+            report(f"{100 * target:g} % and above are left out: {error}")
+            break
         points.append(_point(target, found))
     open_store(store_uri).set_head(points[-1].release)
     return points

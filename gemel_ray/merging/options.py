@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import nn
 
-from gemel_ray.policy.grouping import group_repeats, independent_sets
+from gemel_ray.policy.grouping import group_layers, group_repeats, independent_sets
 from gemel_ray.policy.search import begin
 from gemel_ray.policy.search_state import SearchSettings, SearchState
 from gemel_ray.spec.layers import LayerGroup
@@ -56,17 +56,26 @@ def bounded(options: SearchOptions, frames: Mapping[str, QueryData]) -> SearchOp
 
 
 def initial_states(
-    workload: Workload, models: Mapping[str, nn.Module], start: Manifest, options: SearchOptions
+    workload: Workload,
+    models: Mapping[str, nn.Module],
+    start: Manifest,
+    options: SearchOptions,
+    left_out: Collection[str] = (),
 ) -> list[SearchState]:
-    """One state for each set of models that share nothing with the others, and what of it `start` shares already."""
+    """One state for each set of models that share nothing with the others, and what of it `start` shares already.
+
+    Nothing is tried with the queries that are left out.
+    """
     analysis = analyze(workload, allow_factories=options.allow_factories)
-    beyond = () if options.paper else group_repeats(analysis.inventories)
-    alike = relatives(models, analysis.groups)
-    sets = independent_sets((*analysis.groups, *beyond))
+    inventories = [each for each in analysis.inventories if each.query not in left_out]
+    groups = group_layers(inventories)
+    beyond = () if options.paper else group_repeats(inventories)
+    alike = relatives(models, groups)
+    sets = independent_sets((*groups, *beyond))
     settings = _of_one_set(options, max(len(sets), 1))
     return [
         begin(
-            _within(analysis.groups, queries),
+            _within(groups, queries),
             relatives=_within(alike, queries),
             beyond=_within(beyond, queries),
             accepted=start.merge_configuration.within(queries),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,11 +71,11 @@ def _prepare(
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
     data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
-    check_gates(data, options.settings.gate_margin, report)
+    left_out = check_gates(data, options.settings.gate_margin, report)
     if options.resume:
         progress = _resumed(workload, store)
     else:
-        progress = _begun(workload, store, models, bounded(options, frames))
+        progress = _begun(workload, store, models, bounded(options, frames), left_out)
         progress.save()
     return data, progress
 
@@ -87,12 +87,14 @@ def _resumed(workload: Workload, store: Store) -> Progress:
     return progress
 
 
-def _begun(workload: Workload, store: Store, models: Mapping[str, nn.Module], options: SearchOptions) -> Progress:
+def _begun(
+    workload: Workload, store: Store, models: Mapping[str, nn.Module], options: SearchOptions, left_out: Sequence[str]
+) -> Progress:
     if options.from_release is None:
         start = publish_originals(store, workload, models, seed=options.seed)
     else:
         start = taken_apart(store, options.from_release, options.apart)
-    states = initial_states(workload, models, start, options)
+    states = initial_states(workload, models, start, options, left_out)
     return Progress(store, search_name(workload), states, root=start.release)
 
 

@@ -45,5 +45,15 @@ def test_epochs_are_passes_over_the_longest_feed_and_divided_among_sets(workload
     ]
 
 
+def test_nothing_is_tried_with_what_is_left_out(workload, tmp_path):
+    models = {query.name: build_model(query.model) for query in workload.queries}
+    start: Manifest = publish_originals(open_store(str(tmp_path), create=True), workload, models, seed=0)
+    (state,) = initial_states(workload, models, start, SearchOptions(paper=True), ["c"])
+    members = {ref.query for layer in (*state.groups, *state.relatives) for ref in layer.members}
+    assert members == {"a", "b"}
+    states = initial_states(workload, models, start, SearchOptions(), ["c"])
+    assert {state.name for state in states} == {"a", "d"}
+
+
 def test_without_a_bound_steps_are_not_counted(workload):
     assert bounded(SearchOptions(), frames_of(workload, [40] * 4)).settings.most_steps is None

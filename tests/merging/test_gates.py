@@ -37,7 +37,8 @@ def test_every_query_that_cannot_pass_is_named_with_the_way_out():
 
 def test_one_that_can_pass_is_enough_to_go_on():
     told = []
-    check_gates({"few": query_data("few", 13, 200), "many": query_data("many", 200, 200)}, 0.03, told.append)
+    data = {"few": query_data("few", 13, 200), "many": query_data("many", 200, 200)}
+    assert check_gates(data, 0.03, told.append) == ["few"]
     assert [line.split(":")[0] for line in told] == ["query 'few'"]
     assert told[0].endswith("it will share nothing")
 
