@@ -73,7 +73,7 @@ def driver_memory(trials: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         workload = workload_in(Path(folder), queries=4, target=1.0)
-        settings = SearchSettings(max_trials=trials, max_steps=1, patience=1)
+        settings = SearchSettings(max_trials=trials, max_steps=1, gate_margin=1.0, patience=1)
         search(workload, str(Path(folder) / "store"), SearchOptions(settings=settings), report)
     tenth = max(len(seen) // 10, 1)
     return {
