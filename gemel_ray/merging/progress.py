@@ -8,9 +8,12 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import ValidationError
+
 from gemel_ray.policy.evidence import Prediction, judged
 from gemel_ray.policy.search import advance, is_finished, is_superseded, winner
 from gemel_ray.policy.search_state import SearchState
+from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 from gemel_ray.training.releases import publish_candidate
@@ -74,13 +77,21 @@ class Progress:
 
     @classmethod
     def resume(cls, store: Store, name: str) -> Progress | None:
-        """Take up a search of that name; None where there is none."""
+        """Take up a search of that name; None where there is none. SearchError for a state that cannot be read."""
         saved = store.read_state(name)
         if saved is None:
             return None
-        states = [SearchState.model_validate(state) for state in saved["states"]]
-        outcomes = {key: [Outcome.model_validate(o) for o in found] for key, found in saved["outcomes"].items()}
-        return cls(store, name, states, root=saved["root"], outcomes=outcomes, history=saved["history"])
+        try:
+            states = [SearchState.model_validate(state) for state in saved["states"]]
+            outcomes = {key: [Outcome.model_validate(o) for o in found] for key, found in saved["outcomes"].items()}
+            root, history = saved["root"], saved["history"]
+        except (ValidationError, KeyError) as error:
+            what = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else error.args[0]
+            raise SearchError(
+                f"{store.locate()}: the state of search {name!r} is damaged, or of another version (see {what!r}); "
+                "search again without --resume: what was released stays"
+            ) from error
+        return cls(store, name, states, root=root, outcomes=outcomes, history=history)
 
     @property
     def is_finished(self) -> bool:

@@ -9,6 +9,7 @@ from gemel_ray.merging.progress import Progress
 from gemel_ray.policy.grouping import group_layers, independent_sets
 from gemel_ray.policy.search import begin
 from gemel_ray.policy.search_state import SearchSettings
+from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import Outcome
 from gemel_ray.spec.workload import parse_workload
@@ -79,6 +80,20 @@ def test_a_search_taken_up_again_repeats_only_what_had_no_outcome(started):
     again.take(second, outcome_for(store, models, second, passed=True))
     assert store.manifest().merge_configuration == second.configuration
     assert [line["passed"] for line in again.history] == [False, True]
+
+
+@pytest.mark.parametrize(("key", "value", "named"), [("failed", {"a": ["x"]}, "failed.a"), ("phase", "rest", "phase")])
+def test_a_state_of_another_version_is_named(started, key, value, named):
+    store, _models, progress = started
+    progress.save()
+    saved = store.read_state("search")
+    saved["states"][0][key] = value
+    store.write_state("search", saved)
+    with pytest.raises(SearchError, match=f"see '{named}'.*search again without --resume"):
+        Progress.resume(store, "search")
+    store.write_state("search", {"states": []})
+    with pytest.raises(SearchError, match="see 'outcomes'"):
+        Progress.resume(store, "search")
 
 
 def test_where_nothing_passed_the_nearest_is_named(started):
