@@ -64,10 +64,12 @@ def initial_states(
 ) -> list[SearchState]:
     """One state for each set of models that share nothing with the others, and what of it `start` shares already.
 
-    Nothing is tried with the queries that are left out.
+    Nothing is tried with the queries that are left out. What shares already goes on with those it shares with: its
+    weights move with theirs.
     """
+    unshared = {*left_out}.difference(start.merge_configuration.queries)
     analysis = analyze(workload, allow_factories=options.allow_factories)
-    inventories = [each for each in analysis.inventories if each.query not in left_out]
+    inventories = [each for each in analysis.inventories if each.query not in unshared]
     groups = group_layers(inventories)
     beyond = () if options.paper else group_repeats(inventories)
     alike = relatives(models, groups)

@@ -99,8 +99,10 @@ class Trial:
         return max(self._target(query) - score.estimate for query, score in scores.items())
 
     def _overfit(self, last: Validation) -> float | None:
+        if not last.step or self.candidate.views:
+            return None
         found = [overfit_fraction(self.data[query], self.retraining.models[query]) for query in self._classifiers()]
-        return max(found, default=None) if last.step else None
+        return max(found, default=None)
 
     def _accuracy(self, query: str, answers: Sequence[Answer], validation: Score) -> Accuracy:
         """All that is known of a merged model's answers to the gate's frames."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gemel_ray.merging.options import SearchOptions, bounded, initial_states
+from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.data import QueryData, SplitData
@@ -53,6 +54,15 @@ def test_nothing_is_tried_with_what_is_left_out(workload, tmp_path):
     assert members == {"a", "b"}
     states = initial_states(workload, models, start, SearchOptions(), ["c"])
     assert {state.name for state in states} == {"a", "d"}
+
+
+def test_what_shares_already_is_not_left_out_of_what_it_shares(workload, tmp_path):
+    models = {query.name: build_model(query.model) for query in workload.queries}
+    start: Manifest = publish_originals(open_store(str(tmp_path), create=True), workload, models, seed=0)
+    groups = initial_states(workload, models, start, SearchOptions(paper=True))[1].groups
+    merged = start.model_copy(update={"merge_configuration": MergeConfiguration(shared=groups[:1])})
+    states = initial_states(workload, models, merged, SearchOptions(paper=True), ["c"])
+    assert {state.name: state.accepted.queries for state in states} == {"a": (), "c": ("c", "d")}
 
 
 def test_without_a_bound_steps_are_not_counted(workload):
