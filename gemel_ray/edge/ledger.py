@@ -82,11 +82,13 @@ class Ledger:
     def _demand(self, what: str, count_bytes: int) -> None:
         if count_bytes < 0:
             raise ValueError(f"{what} cannot take {count_bytes} bytes")
-        if count_bytes > self.free_bytes:
+        if self._resident_bytes + self._workspace_bytes + count_bytes > self.budget_bytes:
             raise OverBudgetError(
                 f"{what} needs {count_bytes} bytes, {self.free_bytes} of the budget of {self.budget_bytes} are free "
                 f"(weights hold {self._resident_bytes}, workspace {self._workspace_bytes}); evict something first"
             )
 
     def _note_peak(self) -> None:
-        self._peak_bytes = max(self._peak_bytes, self.used_bytes)
+        used_bytes = self._resident_bytes + self._workspace_bytes
+        if used_bytes > self._peak_bytes:
+            self._peak_bytes = used_bytes

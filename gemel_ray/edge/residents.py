@@ -38,8 +38,12 @@ class Residents:
         # weights come and go.
         self._lacking = {query.name: len({*query.weights}) for query in plan.queries}
         self.ready = self._find_ready()
-        # Loads under way, in the order of the device's lane, and when the first of them began.
+        # Of the weights that a query needs, those that are not held; looked up again only once something has come or
+        # gone.
+        self._missing_of: dict[str, tuple[str, ...]] = {}
+        # Loads under way, in the order of the device's lane, how long they take together, and when the first began.
         self._lane: dict[str, Load] = {}
+        self._lane_total_ms = 0.0
         self._lane_began_ms = 0.0
         # Counts whatever changes what could be brought in; planning anew for every arrival would be in vain.
         self._moves = 0
@@ -57,6 +61,7 @@ class Residents:
         )
         self._turns = turns_of([query.weights for query in plan.queries])
         self._ahead.clear()
+        self._missing_of.clear()
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
         self._lacking = {query.name: len({*query.weights} - self._arrived) for query in plan.queries}
         self.ready = self._find_ready()
@@ -68,7 +73,7 @@ class Residents:
 
     def expects(self, query: PlannedQuery) -> bool:
         """Whether any of the query's weights is on its way."""
-        return any(weight in self._lane for weight in query.weights)
+        return self._lacking[query.name] > len({*self._missing(query)})
 
     def is_coming(self, query: PlannedQuery) -> bool:
         """Whether each of the query's weights is there or on its way."""
@@ -91,7 +96,8 @@ class Residents:
 
     def next_arrival_ms(self, now_ms: float) -> float:
         """Predicted time until the first of the loads under way ends; 0 when there are none."""
-        return min(self._arrivals_ms(now_ms).values(), default=0.0)
+        head = next(iter(self._lane.values()), None)
+        return head.predicted_ms - self._gone_ms(head, now_ms) if head else 0.0
 
     def is_in_vain(self, query: PlannedQuery) -> bool:
         """Whether there is no use in bringing a query in: nothing has moved since that was last asked, or nothing is
@@ -163,6 +169,7 @@ class Residents:
         if load.weight not in self._lane:
             raise ServingError(f"the device ended a load of {load.weight!r} that was never started")
         del self._lane[load.weight]
+        self._sum_lane()
         self._moves += 1
         self._lane_began_ms = done.now_ms
         if done.failure is not None:
@@ -171,23 +178,34 @@ class Residents:
         self._arrived.add(load.weight)
         self._count_lacking(load.weight, -1)
 
-    def _missing(self, query: PlannedQuery) -> list[str]:
-        return [weight for weight in query.weights if weight not in self._held]
+    def _missing(self, query: PlannedQuery) -> tuple[str, ...]:
+        missing = self._missing_of.get(query.name)
+        if missing is None:
+            missing = tuple([weight for weight in query.weights if weight not in self._held])
+            self._missing_of[query.name] = missing
+        return missing
 
     def _lane_ms(self, now_ms: float) -> float:
         """Predicted time until all loads under way have ended."""
         if not self._lane:
             return 0.0
-        head = next(iter(self._lane.values()))
-        gone_ms = min(now_ms - self._lane_began_ms, head.predicted_ms)
-        return sum(load.predicted_ms for load in self._lane.values()) - gone_ms
+        return self._lane_total_ms - self._gone_ms(next(iter(self._lane.values())), now_ms)
+
+    def _gone_ms(self, head: Load, now_ms: float) -> float:
+        """How long the first load in the lane has been under way, as far as it counts."""
+        return min(now_ms - self._lane_began_ms, head.predicted_ms)
+
+    def _sum_lane(self) -> None:
+        self._lane_total_ms = sum(load.predicted_ms for load in self._lane.values())
 
     def _arrivals_ms(self, now_ms: float) -> dict[str, float]:
         """Predicted times until each of the loads under way ends."""
         arrivals_ms: dict[str, float] = {}
+        last_ms = 0.0
         for weight, load in self._lane.items():
-            gone_ms = 0.0 if arrivals_ms else min(now_ms - self._lane_began_ms, load.predicted_ms)
-            arrivals_ms[weight] = load.predicted_ms - gone_ms + max(arrivals_ms.values(), default=0.0)
+            gone_ms = 0.0 if arrivals_ms else self._gone_ms(load, now_ms)
+            last_ms += load.predicted_ms - gone_ms
+            arrivals_ms[weight] = last_ms
         return arrivals_ms
 
     def _arriving(self, query: PlannedQuery, within_ms: float) -> list[str]:
@@ -264,23 +282,33 @@ class Residents:
             self._ledger.reserve(weight, load.bytes)
             self._held.add(weight)
             self._lane[weight] = load
-            self._moves += 1
+            self._look_again(weight)
             loads.append(load)
+        if loads:
+            self._sum_lane()
         return loads
 
     def _forget(self, weight: str) -> None:
         self._ledger.release(weight)
         self._held.remove(weight)
-        self._moves += 1
+        self._look_again(weight)
         if weight in self._arrived:
             self._arrived.remove(weight)
             self._count_lacking(weight, 1)
 
+    def _look_again(self, weight: str) -> None:
+        """A weight has come or gone."""
+        self._moves += 1
+        for turn in self._turns.get(weight, ()):
+            self._missing_of.pop(self._plan.queries[turn].name, None)
+
     def _count_lacking(self, weight: str, more: int) -> None:
         for turn in self._turns.get(weight, ()):
             name = self._plan.queries[turn].name
-            self._lacking[name] += more
-            self.ready.set(turn, not self._lacking[name])
+            before = self._lacking[name]
+            self._lacking[name] = before + more
+            if not before or not before + more:
+                self.ready.set(turn, not before + more)
 
     def _find_ready(self) -> TurnSet:
         ready = TurnSet()

@@ -150,7 +150,8 @@ class Scheduler:
         if self._preparing is not None and (self._computing is None or self._plan.overlap):
             actions += self._prepare(self._preparing, now_ms)
             if self._computing is None and self._is_work_conserving:
-                actions += self._fill(self._preparing, now_ms) or self._start_early(self._preparing, now_ms)
+                wait_ms = self._residents.wait_ms(self._preparing, now_ms)
+                actions += self._fill(wait_ms, now_ms) or self._start_early(self._preparing, wait_ms, now_ms)
         return actions
 
     def _settle_preparing(self, now_ms: float) -> None:
@@ -206,23 +207,21 @@ class Scheduler:
                 return start(query, batch, now_ms)
         return []
 
-    def _fill(self, waiting: PlannedQuery, now_ms: float) -> list[Action]:
-        """Let a query compute that is ready, and done before the waiting one's weights are there.
+    def _fill(self, within_ms: float, now_ms: float) -> list[Action]:
+        """Let a query compute that is ready, and done before the weights are there that the next one waits for.
 
         Of several the one whose own turn is furthest away: its frames would be late by then. Evicts nothing, and
         leaves the order of turns as it is.
         """
-        within_ms = self._residents.wait_ms(waiting, now_ms)
         for query in reversed(list(self._ready_before(None))):
             batch = self._pending[query.name].choose(now_ms, within_ms)
             if batch and self._residents.has_free(query.workspace_bytes[len(batch)]):
                 return self._infer(query, batch, now_ms)
         return []
 
-    def _start_early(self, query: PlannedQuery, now_ms: float) -> list[Action]:
+    def _start_early(self, query: PlannedQuery, wait_ms: float, now_ms: float) -> list[Action]:
         """Start the query being prepared before all its weights are there, where it would not wait for them long: less
         than half as long as until the next of them arrives, when there would be another chance."""
-        wait_ms = self._residents.wait_ms(query, now_ms)
         if (
             query.name in self._only_whole
             or not self._residents.is_coming(query)

@@ -51,7 +51,8 @@ class Trace:
             self._held_bytes += action.workspace_bytes
         else:
             self._held_bytes -= self._weight_bytes.pop(action.weight)
-        self.peak_bytes = max(self.peak_bytes, self._held_bytes)
+        if self._held_bytes > self.peak_bytes:
+            self.peak_bytes = self._held_bytes
 
     def next_event(self) -> Event | None:
         """See Device."""
