@@ -12,7 +12,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args
@@ -24,8 +24,9 @@ from merge_methods import BY_LABELS, METHODS, Setting
 from torch import nn
 
 from gemel_ray.merging.operating import aimed_at
-from gemel_ray.policy.grouping import group_repeats
+from gemel_ray.policy.grouping import group_repeats, group_slices_in_sets
 from gemel_ray.policy.search_state import SearchSettings
+from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.workload import Judge, Workload, load_workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
@@ -58,13 +59,17 @@ def prepared(name: str, options: argparse.Namespace) -> Workload:
 
 
 def bounds(workload: Workload) -> dict[str, float]:
-    """What sharing could save at most, as fractions of all bytes: across models, and across and within."""
+    """What sharing could save at most, as fractions of all bytes: across models, across and within, and in slices."""
     found = analyze(workload, allow_factories=True)
-    beyond = MergeConfiguration.of(group_repeats(found.inventories)).saved_bytes
     return {
         "cross_model_bound_fraction": found.shareable_bytes / found.total_bytes,
-        "repeats_bound_fraction": beyond / found.total_bytes,
+        "repeats_bound_fraction": _saved(group_repeats(found.inventories)) / found.total_bytes,
+        "slices_bound_fraction": _saved(group_slices_in_sets(found.inventories)) / found.total_bytes,
     }
+
+
+def _saved(groups: Sequence[LayerGroup]) -> int:
+    return MergeConfiguration.of(groups).saved_bytes
 
 
 def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Namespace, path: Path) -> None:

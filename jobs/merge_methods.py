@@ -59,9 +59,9 @@ class Setting:
         return superseded(candidate)
 
 
-def ours(setting: Setting, *, paper: bool = False) -> Iterator[Row]:
+def ours(setting: Setting, *, paper: bool = False, slices: bool = True) -> Iterator[Row]:
     """Our search; after every trial what it was and what is saved."""
-    options = SearchOptions(settings=setting.settings, paper=paper, allow_factories=True)
+    options = SearchOptions(settings=setting.settings, paper=paper, slices=slices, allow_factories=True)
     states = initial_states(setting.workload, setting.models, setting.root, options)
     progress = Progress(setting.store, "bench", states, root=setting.root.release)
     while not setting.is_over() and (candidate := progress.next_candidate()) is not None:
@@ -124,7 +124,7 @@ def merged_bf16(setting: Setting) -> Iterator[Row]:
     gates = {}
     for query, released in head.queries.items():
         model = build_model(released.query.model, allow_factories=True)
-        put_state(model, load_state(BlobReader(setting.store), released.weights))
+        put_state(model, load_state(BlobReader(setting.store), released.weights, released.slices))
         gates[query] = _gate(setting, query, _rounded(model))
     yield _plain_row("merged, in bf16", 1 - head.bytes_after / head.bytes_before / 2, gates)
 
@@ -221,6 +221,7 @@ def _plain_row(label: str, saved_fraction: float, gates: dict[str, tuple[float, 
 
 METHODS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "ours": merged_bf16,
+    "ours-no-slices": lambda setting: ours(setting, slices=False),
     "ours-paper-rule": lambda setting: ours(setting, paper=True),
     "greedy": greedy,
     "greedy-authors-rate": lambda setting: greedy(setting, learning_rate=1e-5),

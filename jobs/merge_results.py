@@ -10,6 +10,7 @@ Record = Mapping[str, Any]
 
 NAMES = {
     "ours": "ours",
+    "ours-no-slices": "ours, without slices (`--no-slices`)",
     "ours-paper-rule": "ours, across models only (`--paper`)",
     "greedy": "GEMEL's search (SGD .01)",
     "greedy-authors-rate": "GEMEL's search, its authors' rate (SGD 1e-5)",
@@ -64,8 +65,8 @@ def _row(record: Record, cell: Record, method: str, rows: list[Record]) -> tuple
 
 
 SUMMARY_HEADS = (
-    "workload", "target", "bound across models", "with repeats", "ours", "worst accuracy (its bound)", "steps",
-    "GEMEL's", "steps", "ours to that", "CPU min (ours / GEMEL's)",
+    "workload", "target", "bound across models", "with repeats", "with slices", "ours", "worst accuracy (its bound)",
+    "steps", "GEMEL's", "steps", "ours to that", "CPU min (ours / GEMEL's)",
 )  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def summary(record: Record) -> Iterator[tuple[str, ...]]:
                 ours[0],
                 f"{100 * record['cross_model_bound_fraction']:.1f} %",
                 f"{100 * record['repeats_bound_fraction']:.1f} %",
+                _slices_bound(record),
                 f"**{ours[2]}**" + _time_up(cells["ours"]),
                 f"{ours[4]} ({ours[5]})",
                 ours[7],
@@ -123,5 +125,10 @@ def heading(record: Record) -> str:
         f"**{record['workload']}**, {against}, one thread, at most {minutes:g} CPU minutes a cell, "
         f"`--gate-margin {record['options']['gate_margin']}`; sharing across models could save at most "
         f"{100 * record['cross_model_bound_fraction']:.1f} %, with repeats within models "
-        f"{100 * record['repeats_bound_fraction']:.1f} %:\n"
+        f"{100 * record['repeats_bound_fraction']:.1f} %, with slices {_slices_bound(record)}:\n"
     )
+
+
+def _slices_bound(record: Record) -> str:
+    """Earlier records knew of none."""
+    return f"{100 * record['slices_bound_fraction']:.1f} %" if "slices_bound_fraction" in record else "–"

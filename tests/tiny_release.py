@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gemel_ray.policy.grouping import group_slices
 from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.release import Accuracy, Manifest, Provenance, ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec, Query
 from gemel_ray.vision.binding import bind, distinct_bytes, layer_tensors
 from gemel_ray.vision.deltas import rank_bytes
+from gemel_ray.vision.inspection import inspect_model
 from gemel_ray.vision.models import build_model
 from gemel_ray.vision.tasks import task_for
 from gemel_ray.weights.models import store_models
@@ -56,10 +58,10 @@ class TinyRelease:
 CLASSIFIERS = ("north_cars", "south_cars", "north_people", "south_people")
 
 
-def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3, rank=0):
+def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3, rank=0, sliced=False):
     """Make the models of some of the queries, share a few layers, publish them as the next release of a store.
 
-    With a rank every shared layer keeps private corrections.
+    With a rank every shared layer keeps private corrections; sliced, all layers of a kind share slices of the largest.
 
     The detector's workspace is larger than all models together; it is best published alone.
     """
@@ -67,7 +69,7 @@ def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3, rank=0):
     specs = {name: _spec(name) for name in queries}
     models = {name: _lively(name, build_model(spec)) for name, spec in specs.items()}
     before = distinct_bytes(models.values())
-    configuration = _configuration(models, rank)
+    configuration = _sliced(models) if sliced else _configuration(models, rank)
     bind(models, configuration)
     store = open_store(folder, create=True)
     states = {name: model.state_dict() for name, model in models.items()}
@@ -77,7 +79,10 @@ def publish_tiny_release(folder, queries=CLASSIFIERS, seed=3, rank=0):
         workload_name="tiny-street",
         workload_hash="0" * 64,
         queries={
-            name: ReleasedQuery(query=_query(name), weights=weights[name], accuracy=_accuracy()) for name in queries
+            name: ReleasedQuery(
+                query=_query(name), weights=weights[name], slices=configuration.slices_of(name), accuracy=_accuracy()
+            )
+            for name in queries
         },
         merge_configuration=configuration,
         blobs=blobs,
@@ -168,6 +173,11 @@ def _lively(name, model):
     with torch.inference_mode():
         model(task_for(_spec(name)).prepare([noise(seed) for seed in range(100, 116)]))
     return model.eval()
+
+
+def _sliced(models):
+    inventories = [inspect_model(name, model, builder=ARCHITECTURES[name]) for name, model in models.items()]
+    return MergeConfiguration.of(group_slices(inventories))
 
 
 def _configuration(models, rank):

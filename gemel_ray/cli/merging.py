@@ -116,6 +116,7 @@ def search(
     paper: Annotated[
         bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")
     ] = False,
+    slices: Annotated[bool, typer.Option(help="Let smaller layers be slices of larger ones, too.")] = True,
     logs: Annotated[
         Path | None, typer.Option(help="Keep every trial's TensorBoard, JSON-lines and CSV logs in this folder.")
     ] = None,
@@ -149,7 +150,7 @@ def search(
         start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
     )  # fmt: skip
     options = SearchOptions(
-        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, minutes=minutes, epochs=epochs,
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, slices=slices, minutes=minutes, epochs=epochs,
         settings=settings, allow_factories=allow_factories, resume=resume, logs=logs, from_release=from_release,
         apart=tuple(apart.split(",")) if apart else (),
     )  # fmt: skip

@@ -25,16 +25,18 @@ from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.deltas import attach_deltas
 from gemel_ray.vision.models import build_model
 from gemel_ray.vision.tasks import Image, task_for
+from gemel_ray.weights.tensors import narrowed
 
 # What a module keeps its parameters or its buffers in.
 Holder = dict[str, torch.Tensor | None]
 
 
 class Source(NamedTuple):
-    """Where a tensor comes from: which blob, and its name there."""
+    """Where a tensor comes from: which blob, and its name there; and of what shape it is, where it is a slice."""
 
     weight: str
     name: str
+    slice: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,8 @@ class Skeleton:
             self._wait(weight)
         tensors = self._residence.tensors(weight)
         for slot in self._slots[weight]:
-            slot.holder[slot.key] = tensors[slot.source.name]
+            tensor, shape = tensors[slot.source.name], slot.source.slice
+            slot.holder[slot.key] = tensor if shape is None else narrowed(tensor, shape)
         del self._due[weight]
 
     def _need_all(self) -> None:
@@ -208,7 +211,7 @@ def kind_of(spec: ModelSpec) -> str:
 
 def _slots(released: ReleasedQuery, model: nn.Module, blobs: Mapping[str, BlobFile]) -> tuple[_Slot, ...]:
     sources = _sources(released, blobs)
-    attach_deltas(model, {full: blobs[source.weight].tensors[source.name].shape for full, source in sources.items()})
+    attach_deltas(model, {full: _shape(blobs[source.weight], source) for full, source in sources.items()})
     slots = []
     for path, module in model.named_modules():
         for holder, key, empty in _places(module):
@@ -231,9 +234,13 @@ def _sources(released: ReleasedQuery, blobs: Mapping[str, BlobFile]) -> dict[str
     """Full tensor name -> where it comes from; a shared blob's short names stand below each path that uses it."""
     found: dict[str, Source] = {}
     for path, weight in sorted(released.weights.items()):
-        prefix = "" if path == REMAINDER else f"{path}."
-        found |= {prefix + name: Source(weight, name) for name in blobs[weight].tensors}
+        prefix, slices = "" if path == REMAINDER else f"{path}.", released.slices.get(path, {})
+        found |= {prefix + name: Source(weight, name, slices.get(name)) for name in blobs[weight].tensors}
     return found
+
+
+def _shape(blob: BlobFile, source: Source) -> tuple[int, ...]:
+    return source.slice or blob.tensors[source.name].shape
 
 
 def _source(released: ReleasedQuery, full: str, sources: Mapping[str, Source]) -> Source:
@@ -246,10 +253,10 @@ def _source(released: ReleasedQuery, full: str, sources: Mapping[str, Source]) -
 
 
 def _check_fit(released: ReleasedQuery, full: str, empty: torch.Tensor, blob: BlobFile, source: Source) -> None:
-    place = blob.tensors[source.name]
-    if (place.shape, place.dtype) != (tuple(empty.shape), empty.dtype):
+    shape, dtype = _shape(blob, source), blob.tensors[source.name].dtype
+    if (shape, dtype) != (tuple(empty.shape), empty.dtype):
         raise ModelError(
-            f"query {released.query.name!r}: {full!r} is {place.shape} {place.dtype} in the release, "
+            f"query {released.query.name!r}: {full!r} is {shape} {dtype} in the release, "
             f"{released.query.model.builder} has {tuple(empty.shape)} {empty.dtype}; was the release made for another "
             "model?"
         )

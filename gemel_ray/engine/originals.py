@@ -61,7 +61,7 @@ class Originals:
     def _built(self, query: str) -> nn.Module:
         released = self.root.queries[query]
         model = build_model(released.query.model, allow_factories=self._allow_factories)
-        state = load_state(self._read, released.weights)
+        state = load_state(self._read, released.weights, released.slices)
         fit_state(model, state, source=f"release {self.root.release}, query {query!r}")
         return model.eval()
 

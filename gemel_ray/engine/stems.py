@@ -147,5 +147,6 @@ def _content(source: Source, blobs: Mapping[str, BlobFile], contents: dict[Sourc
     if source not in contents:
         blob = blobs[source.weight]
         is_small = blob.tensors[source.name].bytes <= _MOST_COMPARED_BYTES
-        contents[source] = hashlib.sha256(read_tensor(blob, source.name)).hexdigest() if is_small else repr(source)
+        whole = hashlib.sha256(read_tensor(blob, source.name)).hexdigest() if is_small else repr(source)
+        contents[source] = whole if source.slice is None else f"{whole} {source.slice}"
     return contents[source]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from torch import nn
 
-from gemel_ray.policy.grouping import group_layers, group_repeats, independent_sets
+from gemel_ray.policy.grouping import group_layers, group_repeats, group_slices_in_sets, independent_sets
 from gemel_ray.policy.search import begin
 from gemel_ray.policy.search_state import SearchSettings, SearchState
-from gemel_ray.spec.layers import LayerGroup
+from gemel_ray.spec.layers import LayerGroup, ModelInventory
+from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData
@@ -31,6 +32,8 @@ class SearchOptions:
     seed: int = 0
     # GEMEL's own bounds: sharing across models only, by the exact signature.
     paper: bool = False
+    # Whether smaller layers may be slices of larger ones.
+    slices: bool = True
     settings: SearchSettings = field(default_factory=SearchSettings)
     # Start no further trial after so long; the search can be taken up again.
     minutes: float = math.inf
@@ -73,6 +76,7 @@ def initial_states(
     groups = group_layers(inventories)
     beyond = () if options.paper else group_repeats(inventories)
     alike = relatives(models, groups)
+    widest = _slices_beside(start.merge_configuration, inventories) if options.slices and not options.paper else ()
     sets = independent_sets((*groups, *beyond))
     settings = _of_one_set(options, max(len(sets), 1))
     return [
@@ -80,6 +84,7 @@ def initial_states(
             _within(groups, queries),
             relatives=_within(alike, queries),
             beyond=_within(beyond, queries),
+            widest=_within(widest, queries),
             accepted=start.merge_configuration.within(queries),
             release=start.release,
             settings=settings,
@@ -88,6 +93,11 @@ def initial_states(
         )
         for queries in sets
     ]
+
+
+def _slices_beside(accepted: MergeConfiguration, inventories: Sequence[ModelInventory]) -> list[LayerGroup]:
+    """Only such as can be shared on top of what is: among other models other layers may have fitted into each other."""
+    return [group for group in group_slices_in_sets(inventories) if accepted.can_take(group)]
 
 
 def _of_one_set(options: SearchOptions, sets: int) -> SearchSettings:

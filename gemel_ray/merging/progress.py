@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from gemel_ray.policy.evidence import Prediction, judged
 from gemel_ray.policy.search import advance, is_finished, is_superseded, winner
-from gemel_ray.policy.search_state import SearchState
+from gemel_ray.policy.search_state import PHASES, SearchState
 from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
@@ -37,6 +37,11 @@ class _SetProgress:
     @property
     def round_is_complete(self) -> bool:
         return bool(self.state.round) and all(c.number in self.outcomes for c in self.state.round)
+
+    def rank(self) -> tuple[int, int]:
+        """Sets with the lowest have their turn first."""
+        gain = self.waiting[0].configuration.saved_bytes - self.state.accepted.saved_bytes
+        return PHASES.index(self.state.phase), -gain
 
     def skip_superseded(self) -> None:
         """Give candidates that are not being tried yet, and can change nothing any more, their outcome."""
@@ -128,9 +133,13 @@ class Progress:
         return self.store.manifest(max([self.root, *self._published().values()]))
 
     def next_candidate(self) -> Candidate | None:
-        """The next candidate of any set's round, None when all of them are being tried."""
-        waiting = (part.waiting for part in self._sets.values() if part.waiting)
-        return next((candidates.pop(0) for candidates in waiting), None)
+        """The next candidate of any set's round, None when all of them are being tried.
+
+        Wholes of all sets come before parts of any, and of parts the one that would save most: a search may be ended
+        at any time.
+        """
+        waiting = [part for part in self._sets.values() if part.waiting]
+        return min(waiting, key=_SetProgress.rank).waiting.pop(0) if waiting else None
 
     def is_superseded(self, candidate: Candidate) -> bool:
         """Whether a candidate that is being tried can change nothing any more."""

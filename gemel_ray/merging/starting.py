@@ -40,8 +40,8 @@ def originals_in_store(
         )
     root, models, reader = originals_of(store, manifest), _built(workload, allow_factories), BlobReader(store)
     for name, model in models.items():
-        source = f"release {root.release}, query {name!r}"
-        fit_state(model, load_state(reader, root.queries[name].weights), source=source)
+        released, source = root.queries[name], f"release {root.release}, query {name!r}"
+        fit_state(model, load_state(reader, released.weights, released.slices), source=source)
     return {name: model.to(training_device()) for name, model in models.items()}
 
 

@@ -75,4 +75,6 @@ def told(addition: Addition) -> str:
     """What an addition shares, for people."""
     queries = {member.query for layer in addition for member in layer.members}
     what = f"{len(addition)} layer groups" if len(addition) > 1 else f"{addition[0].members[0].layer}"
+    if any(layer.extents for layer in addition):
+        what = f"{sum(len(layer.members) for layer in addition)} layers, some as slices of others,"
     return f"{what} of {len(queries)} queries" if len(queries) > 1 else f"{what} within {min(queries)}"

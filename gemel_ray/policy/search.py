@@ -7,10 +7,10 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Kin: the same relatives with joint retraining, which they need
 little of. Leap: everything at once with joint retraining, on top of what was won so far: across and within models,
-then across models, each with and without the hardest. Persist: wholes that failed close to their targets once more,
-with several times the steps. Divide: what is left, split by the queries that objected and in
-halves, memory-forward, down to two members of one group, the lightest included. Every failed addition is replaced by
-smaller ones or rejected, so the search terminates.
+smaller layers as slices of larger ones; then without slices; then across models, each with and without the hardest.
+Persist: wholes that failed close to their targets once more, with several times the steps. Divide: what is left, split
+by the queries that objected and in halves, memory-forward, down to two members of one group, the lightest included.
+Every failed addition is replaced by smaller ones or rejected, so the search terminates.
 """
 
 from __future__ import annotations
@@ -50,13 +50,16 @@ def begin(
     seed: int = 0,
     relatives: Sequence[LayerGroup] = (),
     beyond: Sequence[LayerGroup] = (),
+    widest: Sequence[LayerGroup] = (),
     name: str = "",
 ) -> SearchState:
     """A search over groups, starting from a release of the originals, or from one that shares what is `accepted`."""
-    across, alike, wider = (MergeConfiguration.of(found).shared for found in (groups, relatives, beyond))
+    across, alike, wider, sliced = (
+        MergeConfiguration.of(found).shared for found in (groups, relatives, beyond, widest)
+    )
     state = SearchState(
-        name=name, groups=across, relatives=alike, beyond=wider, settings=settings, seed=seed, release=release,
-        accepted=accepted or MergeConfiguration(),
+        name=name, groups=across, relatives=alike, beyond=wider, widest=sliced, settings=settings, seed=seed,
+        release=release, accepted=accepted or MergeConfiguration(),
     )  # fmt: skip
     return _propose(state)
 
@@ -108,7 +111,8 @@ def advance(state: SearchState, outcomes: Mapping[int, Outcome], *, release: int
 def _moved_on(state: SearchState) -> SearchState:
     """The next phase; dividing begins with all that is left."""
     phase = _NEXT[state.phase]
-    left = (_rest(state, state.groups), _rest(state, state.beyond)) if phase == "divide" else ()
+    sorts = (state.groups, state.beyond, state.widest) if phase == "divide" else ()
+    left = [_rest(state, sort) for sort in sorts]
     return state.model_copy(update={"phase": phase, "waiting": tuple(Waiting(addition=rest) for rest in left)})
 
 
@@ -220,7 +224,7 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
     sorts = {
         "probe": (state.groups, state.relatives),
         "kin": (state.relatives,),
-        "leap": (state.beyond, state.groups),
+        "leap": (state.widest, state.beyond, state.groups),
         "divide": (),
     }
     if state.phase == "persist":

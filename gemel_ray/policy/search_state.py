@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from gemel_ray.spec.strict import Strict
 from gemel_ray.spec.trials import Candidate, Objective, Start
 
 Phase = Literal["probe", "kin", "leap", "persist", "divide"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 class SearchSettings(Strict):
@@ -63,6 +64,8 @@ class SearchState(Strict):
     relatives: Addition = ()
     # The same and more: repeats within one model, layers that agree in shape alone. Empty: not to be tried.
     beyond: Addition = ()
+    # The same and more still: smaller layers as slices of larger ones.
+    widest: Addition = ()
     settings: SearchSettings
     seed: int
     # The release whose weights the next candidates start from.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gemel_ray.policy.planning import ServedQuery
@@ -24,6 +24,12 @@ class ModelLayer:
     bytes: int
     merged: str
     original: str
+    # Of the merged copy, where this layer is but a slice of it.
+    copy_bytes: int | None = None
+
+    def bytes_as(self, copy: str) -> int:
+        """What that copy of the layer weighs."""
+        return self.copy_bytes if self.copy_bytes is not None and copy == self.merged else self.bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +64,22 @@ def models_of(manifest: Manifest) -> dict[str, ServedModel]:
     """A release's models. It knows no order of layers and no originals: blobs come in order of module path, and only
     what is merged counts as bit-identical nowhere."""
     return {
-        name: ServedModel(
-            tuple(
-                ModelLayer(manifest.blobs[blob].tensor_bytes, merged=blob, original=f"{name}/{path}")
-                for path, blob in sorted(released.weights.items())
-            ),
-            released.query.fps,
-            released.query.slo_ms,
-        )
+        name: ServedModel(tuple(_layers_of(manifest, name)), released.query.fps, released.query.slo_ms)
         for name, released in manifest.queries.items()
     }
+
+
+def _layers_of(manifest: Manifest, query: str) -> Iterator[ModelLayer]:
+    slices_bytes = {
+        extent.member.layer: extent.bytes
+        for layer in manifest.merge_configuration.shared
+        for extent in layer.extents
+        if extent.member.query == query
+    }
+    for path, blob in sorted(manifest.queries[query].weights.items()):
+        copy_bytes = manifest.blobs[blob].tensor_bytes
+        own_bytes = slices_bytes.get(path, copy_bytes)
+        yield ModelLayer(own_bytes, merged=blob, original=f"{query}/{path}", copy_bytes=copy_bytes)
 
 
 def whole_models(models: Models) -> Holding:
@@ -104,7 +116,8 @@ def by_blob(models: Models) -> Holding:
         name: ServedQuery(tuple(dict.fromkeys(layer.merged for layer in model.layers)), model.fps, model.slo_ms)
         for name, model in models.items()
     }
-    return Holding(queries, {layer.merged: layer.bytes for model in models.values() for layer in model.layers})
+    copies = {layer.merged: layer.bytes_as(layer.merged) for model in models.values() for layer in model.layers}
+    return Holding(queries, copies)
 
 
 def common_stems(models: Models) -> Holding:
@@ -133,7 +146,7 @@ def in_pieces(models: Models, copies: Mapping[str, Sequence[str]], piece_bytes: 
     several queries use stays by itself, and all others of a query are one piece.
     """
     copy_bytes = {
-        copy: layer.bytes
+        copy: layer.bytes_as(copy)
         for name, model in models.items()
         for copy, layer in zip(copies[name], model.layers, strict=True)
     }

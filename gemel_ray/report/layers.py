@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemel_ray.policy.grouping import group_layers, group_repeats
+from gemel_ray.policy.grouping import group_layers, group_slices_in_sets
 from gemel_ray.policy.search_state import SearchState
 from gemel_ray.spec.errors import ModelError
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
@@ -15,10 +15,10 @@ from gemel_ray.vision.inspection import inspect_spec
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The most bytes that any merge could save: across models (GEMEL's), and with repeats within models."""
+    """The most bytes that any merge could save: across models (GEMEL's), and with repeats within models and slices."""
 
     across_bytes: int
-    within_bytes: int
+    widest_bytes: int
 
 
 def inventories_of(manifest: Manifest, *, allow_factories: bool = False) -> tuple[list[ModelInventory], list[str]]:
@@ -39,7 +39,7 @@ def inventories_of(manifest: Manifest, *, allow_factories: bool = False) -> tupl
 def told_by_release(manifest: Manifest, query: str) -> ModelInventory:
     """What a release tells of one model without building it: its shared layers in order of path, and the rest."""
     members = {
-        member.layer: (layer.signature, layer.layer_bytes)
+        member.layer: (layer.signature, layer.bytes_of(member))
         for layer in manifest.merge_configuration.shared
         for member in layer.members
         if member.query == query
@@ -57,12 +57,14 @@ def told_by_release(manifest: Manifest, query: str) -> ModelInventory:
 
 def bounds_of(inventories: Sequence[ModelInventory]) -> Bounds:
     """Both bounds from whole inventories."""
-    across, within = group_layers(inventories), group_repeats(inventories)
-    return Bounds(sum(group.saved_bytes for group in across), sum(group.saved_bytes for group in within))
+    across, widest = group_layers(inventories), group_slices_in_sets(inventories)
+    return Bounds(sum(group.saved_bytes for group in across), sum(group.saved_bytes for group in widest))
 
 
 def searched_bounds(states: Sequence[SearchState]) -> Bounds:
     """Both bounds as a search saw them; the second is the first where it was kept to sharing across models."""
-    across = sum(layer.saved_bytes for state in states for layer in state.groups)
-    within = sum(layer.saved_bytes for state in states for layer in state.beyond)
-    return Bounds(across, max(across, within))
+    across, within, sliced = (
+        sum(layer.saved_bytes for state in states for layer in getattr(state, sort))
+        for sort in ("groups", "beyond", "widest")
+    )
+    return Bounds(across, max(across, within, sliced))

@@ -25,7 +25,7 @@ class Block:
     """One layer in its model's column. Bytes count from the column's top, the input's side, downwards.
 
     `layer` is empty for what no rule can share. `share` is the place of the copy it uses in `Picture.shares`, None
-    for a layer with weights of its own. Of the blocks with one share, one alone is counted: the first.
+    for a layer with weights of its own. Of the blocks with one share, one alone is counted: the first of the largest.
     """
 
     column: int
@@ -89,17 +89,27 @@ def lay_out(inventories: Sequence[ModelInventory], configuration: MergeConfigura
 
 
 def _blocks(inventories: Sequence[ModelInventory], share_of: Mapping[LayerRef, int]) -> Iterator[Block]:
-    seen: set[int] = set()
+    counted = _counted(inventories, share_of)
     for place, inventory in enumerate(inventories):
         top_bytes = 0
         for layer in inventory.layers:
-            share = share_of.get(LayerRef(inventory.query, layer.path))
-            yield Block(place, layer.path, top_bytes, layer.bytes, share, share not in seen)
+            ref = LayerRef(inventory.query, layer.path)
+            share = share_of.get(ref)
+            yield Block(place, layer.path, top_bytes, layer.bytes, share, share is None or counted[share] == ref)
             top_bytes += layer.bytes
-            if share is not None:
-                seen.add(share)
         if inventory.other_bytes:
             yield Block(place, "", top_bytes, inventory.other_bytes)
+
+
+def _counted(inventories: Sequence[ModelInventory], share_of: Mapping[LayerRef, int]) -> dict[int, LayerRef]:
+    """Of every share the member whose weights are the copy; others are equal to them, or slices."""
+    found: dict[int, tuple[int, LayerRef]] = {}
+    for inventory in inventories:
+        for layer in inventory.layers:
+            ref = LayerRef(inventory.query, layer.path)
+            if (share := share_of.get(ref)) is not None and layer.bytes > found.get(share, (0, ref))[0]:
+                found[share] = (layer.bytes, ref)
+    return {share: ref for share, (_, ref) in found.items()}
 
 
 def _ties(blocks: Sequence[Block]) -> Iterator[Tie]:

@@ -50,7 +50,7 @@ def _draw_bounds(axes: Axes, facts: Facts, ground: Ground) -> None:
     if facts.bounds is None:
         return
     lines = (
-        (facts.bounds.within_bytes, "bound with repeats within models", "-.", (2, 4), "bottom"),
+        (facts.bounds.widest_bytes, "bound with repeats and slices", "-.", (2, 4), "bottom"),
         (facts.bounds.across_bytes, "bound across models", "--", (2, -4), "top"),
     )
     for count_bytes, name, dashes, offset, side in lines:

@@ -54,10 +54,10 @@ def _savings_told(facts: Facts) -> str:
     told = f"Release {facts.manifest.release} saves {percent(facts.saved_fraction)} of all bytes"
     if facts.bounds is None:
         return told + "."
-    across, within = (facts.share(bound) for bound in (facts.bounds.across_bytes, facts.bounds.within_bytes))
+    across, widest = (facts.share(bound) for bound in (facts.bounds.across_bytes, facts.bounds.widest_bytes))
     return (
-        f"{told}. Sharing across models, which GEMEL does, ends at {percent(across)}; with repeats within models it "
-        f"ends at {percent(within)}."
+        f"{told}. Sharing across models, which GEMEL does, ends at {percent(across)}; with repeats within models, and "
+        f"smaller layers as slices of larger ones, it ends at {percent(widest)}."
     )
 
 

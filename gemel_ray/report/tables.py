@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from gemel_ray.report.facts import Facts
+from gemel_ray.spec.merge import SharedLayer
 from gemel_ray.spec.units import MIB, format_bytes
 
 
@@ -31,10 +32,10 @@ def headlines(facts: Facts) -> list[tuple[str, str, str]]:
     """The page's first numbers: what, how much, and beside what it is to be seen."""
     before, after = format_bytes(facts.manifest.bytes_before), format_bytes(facts.manifest.bytes_after)
     found = [("bytes saved", percent(facts.saved_fraction), f"{after} instead of {before}")]
-    if facts.bounds is not None and facts.bounds.within_bytes:
-        share = facts.saved_bytes / facts.bounds.within_bytes
+    if facts.bounds is not None and facts.bounds.widest_bytes:
+        share = facts.saved_bytes / facts.bounds.widest_bytes
         found.append(
-            ("of what could be saved", percent(share), f"bound {percent(facts.share(facts.bounds.within_bytes))}")
+            ("of what could be saved", percent(share), f"bound {percent(facts.share(facts.bounds.widest_bytes))}")
         )
     if facts.accuracies:
         name, worst = min(facts.accuracies.items(), key=lambda item: item[1].held[0] - item[1].target)
@@ -51,7 +52,7 @@ def shared_table(facts: Facts) -> Table:
             str(place),
             ", ".join(map(str, layer.members)),
             format_bytes(layer.layer_bytes),
-            str(len(layer.members)),
+            _used_by(layer),
             str(layer.rank or "–"),
             format_bytes(layer.saved_bytes),
         )
@@ -59,6 +60,11 @@ def shared_table(facts: Facts) -> Table:
     ]
     columns = ("no.", "layers", "one copy", "used by", "rank of corrections", "saved")
     return Table(columns, tuple(rows), frozenset({0, 1}))
+
+
+def _used_by(layer: SharedLayer) -> str:
+    slices = sum(extent.bytes < layer.layer_bytes for extent in layer.extents)
+    return f"{len(layer.members)}, {slices} as slices" if slices else str(len(layer.members))
 
 
 def savings_table(facts: Facts) -> Table:
@@ -79,7 +85,10 @@ def savings_table(facts: Facts) -> Table:
 def _bound_rows(facts: Facts) -> Iterable[tuple[str, ...]]:
     if facts.bounds is None:
         return
-    bounds = ((facts.bounds.across_bytes, "across models"), (facts.bounds.within_bytes, "with repeats within models"))
+    bounds = (
+        (facts.bounds.across_bytes, "across models"),
+        (facts.bounds.widest_bytes, "with repeats within models, and slices"),
+    )
     for count_bytes, words in bounds:
         yield "bound", words, "–", format_bytes(count_bytes), percent(facts.share(count_bytes))
 

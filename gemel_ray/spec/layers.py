@@ -71,9 +71,34 @@ class ModelInventory:
         return self.layer_bytes + self.other_bytes
 
 
+class Extent(NamedTuple):
+    """What a member takes of a copy that is shared in slices: the first rows, columns ... of each tensor."""
+
+    member: LayerRef
+    tensors: tuple[Tensor, ...]
+
+    @property
+    def bytes(self) -> int:
+        """What the member's weights take by themselves."""
+        return sum(tensor.bytes for tensor in self.tensors)
+
+    def covers(self, other: Extent) -> bool:
+        """Whether the other one is a slice of this, or the same."""
+        mine = {tensor.name: tensor.shape for tensor in self.tensors}
+        return mine.keys() == {tensor.name for tensor in other.tensors} and all(
+            _covers(mine[tensor.name], tensor.shape) for tensor in other.tensors
+        )
+
+
+def _covers(larger: tuple[int, ...], smaller: tuple[int, ...]) -> bool:
+    return len(larger) == len(smaller) and all(few <= many for few, many in zip(smaller, larger, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Appearances of one signature in different models, tried together."""
+    """Layers of different models that may share one copy, tried together: appearances of one signature, or slices of
+    the largest of them.
+    """
 
     signature: str
     members: tuple[LayerRef, ...]
@@ -81,10 +106,14 @@ class LayerGroup:
     layer_bytes: int
     # See Layer.
     rank_bytes: int = 0
+    # Of all members, where they differ in size.
+    extents: tuple[Extent, ...] = ()
 
     @property
     def saved_bytes(self) -> int:
         """Bytes spared when all members share one copy."""
+        if self.extents:
+            return sum(extent.bytes for extent in self.extents) - self.layer_bytes
         return self.layer_bytes * (len(self.members) - 1)
 
     @property

@@ -67,6 +67,8 @@ class ReleasedQuery(Strict):
     query: Query
     # Module path -> blob; the key REMAINDER holds everything that is not shared.
     weights: dict[str, Sha256]
+    # Weights that are slices of what their blob holds: module path -> tensor -> shape of its first rows, columns ...
+    slices: dict[str, dict[str, tuple[int, ...]]] = Field(default_factory=dict)
     accuracy: Accuracy | None = None
 
     @property

@@ -20,7 +20,7 @@ from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
 from gemel_ray.training.views import taught, viewed
 from gemel_ray.vision.alignment import align
-from gemel_ray.vision.binding import bind, distinct_parameters
+from gemel_ray.vision.binding import bind, distinct_parameters, gather_gradients, slices_of
 from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.metrics import Score
 
@@ -89,6 +89,7 @@ class JointRetraining:
         if options.start == "aligned":
             align(self.models, configuration, tied=tied)
         bind(self.models, configuration, start=options.start)
+        self._slices = slices_of(self.models.values())
         for query, model in self.models.items():
             train = self.data[query].splits["train"]
             reestimate_normalisation(model, self.data[query].task, train, seed=options.seed)
@@ -150,6 +151,7 @@ class JointRetraining:
             train, places = self._drawn(query)
             loss = batch_loss(model, self.data[query].task, train, places, self.options.objective)
             (self._loss_weights[query] * loss).backward()
+        gather_gradients(self._slices)
         optimiser.step()
 
     def _drawn(self, query: str) -> tuple[SplitData, np.ndarray]:

@@ -55,9 +55,9 @@ def publish_candidate(
     store: Store, parent: Manifest, candidate: Candidate, outcome: Outcome, *, search: str = ""
 ) -> Manifest:
     """An accepted candidate on top of its parent. Queries that it did not touch stay as they are."""
-    queries = dict(parent.queries)
+    queries, configuration = dict(parent.queries), candidate.configuration
     for query, weights in outcome.weights.items():
-        changed = {"weights": weights, "accuracy": outcome.accuracies[query]}
+        changed = {"weights": weights, "slices": configuration.slices_of(query), "accuracy": outcome.accuracies[query]}
         queries[query] = queries[query].model_copy(update=changed)
     used = {sha for released in queries.values() for sha in released.weights.values()}
     blobs = {sha: info for sha, info in (parent.blobs | outcome.blobs).items() if sha in used}
@@ -76,7 +76,7 @@ def publish_candidate(
             workload_name=parent.workload_name,
             workload_hash=parent.workload_hash,
             queries=queries,
-            merge_configuration=parent.merge_configuration.joined(candidate.configuration.shared),
+            merge_configuration=parent.merge_configuration.joined(configuration.shared),
             blobs=blobs,
             bytes_before=parent.bytes_before,
             bytes_after=sum(info.tensor_bytes for info in blobs.values()),

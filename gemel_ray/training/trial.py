@@ -58,7 +58,8 @@ class Trial:
 
     def _model(self, query: str, release: Manifest, allow_factories: bool) -> nn.Module:
         model = build_model(self.data[query].query.model, allow_factories=allow_factories)
-        put_state(model, load_state(BlobReader(self.store), release.queries[query].weights))
+        released = release.queries[query]
+        put_state(model, load_state(BlobReader(self.store), released.weights, released.slices))
         return model.to(training_device())
 
     def run(self) -> Iterator[Validation]:

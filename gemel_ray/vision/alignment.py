@@ -77,11 +77,21 @@ class _Matching:
             for query, model in models.items()
             for name, tensor in model.state_dict().items()
         }
-        self._groups = [group for layer in configuration.shared for group in _keys(models, layer.members)]
+        self._groups = [
+            group for layer in configuration.shared for keys in _keys(models, layer.members)
+            for group in self._of_one_shape(keys)
+        ]  # fmt: skip
         self._group_of = {key: group for group in self._groups for key in group}
         self._spaces = _joint_spaces(models, tied)
         # What moved since a space was last looked at, with all spaces still to be looked at.
         self._news: list[set[_Key]] = [{place.key for place in places} for _, places in self._spaces]
+
+    def _of_one_shape(self, keys: Sequence[_Key]) -> list[tuple[_Key, ...]]:
+        """What can be compared: of layers that are to share slices, those of one size."""
+        alike: dict[torch.Size, list[_Key]] = defaultdict(list)
+        for key in keys:
+            alike[self._tensors[key].shape].append(key)
+        return [tuple(group) for group in alike.values() if len(group) > 1]
 
     def improve(self) -> bool:
         """One round over the spaces that something moved for; whether anything moves again."""
@@ -157,10 +167,14 @@ def _joint_spaces(models: Mapping[str, nn.Module], tied: MergeConfiguration) -> 
             for axis in space.axes:
                 spots[(query, axis.tensor), axis.dimension] = spot
                 places[spot].append(_Place((query, axis.tensor), axis))
-    for members in _members_at_hand(models, tied):
+    for members, is_sliced in _members_at_hand(models, tied):
         for first, *others in _keys(models, members):
             for other, dimension in itertools.product(others, (0, 1)):
                 ties.tie(spots.get((first, dimension), _STILL), spots.get((other, dimension), _STILL))
+            if is_sliced:
+                # A slice is the first channels of another: none may move.
+                for dimension in (0, 1):
+                    ties.tie(spots.get((first, dimension), _STILL), _STILL)
     return [
         (sizes[members[0]], [place for spot in members for place in places[spot]])
         for members in ties.sets()
@@ -168,9 +182,13 @@ def _joint_spaces(models: Mapping[str, nn.Module], tied: MergeConfiguration) -> 
     ]
 
 
-def _members_at_hand(models: Mapping[str, nn.Module], tied: MergeConfiguration) -> Iterator[list[LayerRef]]:
-    found = ([member for member in layer.members if member.query in models] for layer in tied.shared)
-    return (members for members in found if members)
+def _members_at_hand(
+    models: Mapping[str, nn.Module], tied: MergeConfiguration
+) -> Iterator[tuple[list[LayerRef], bool]]:
+    """The members of tied layers whose models are at hand, and whether they share slices."""
+    for layer in tied.shared:
+        if members := [member for member in layer.members if member.query in models]:
+            yield members, bool(layer.extents)
 
 
 def _agreement(target: torch.Tensor, tensor: torch.Tensor, axis: Axis, size: int) -> np.ndarray:

@@ -101,7 +101,11 @@ def _chosen(asked: str | None, out: Path, spec: ModelSpec) -> Format:
 def _released_model(store: Store, manifest: Manifest, query: str, allow_factories: bool) -> nn.Module:
     released: ReleasedQuery = manifest.queries[query]
     model = build_model(released.query.model, allow_factories=allow_factories)
-    fit_state(model, load_state(BlobReader(store), released.weights), source=f"release {manifest.release}, {query}")
+    fit_state(
+        model,
+        load_state(BlobReader(store), released.weights, released.slices),
+        source=f"release {manifest.release}, {query}",
+    )
     return model
 
 

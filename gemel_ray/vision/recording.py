@@ -118,7 +118,11 @@ def _answers(
 ) -> tuple[Answer, ...]:
     released = manifest.queries[name]
     model: nn.Module = build_model(released.query.model, allow_factories=allow_factories)
-    fit_state(model, load_state(BlobReader(store), released.weights), source=f"release {manifest.release}, {name}")
+    fit_state(
+        model,
+        load_state(BlobReader(store), released.weights, released.slices),
+        source=f"release {manifest.release}, {name}",
+    )
     device = training_device()
     model.to(device).eval()
     task = task_for(released.query.model, released.query.score_threshold)

@@ -143,7 +143,8 @@ def _check_revertible(manifest: Manifest, root: Manifest, names: Collection[str]
 
 
 def _original(released: ReleasedQuery, original: ReleasedQuery) -> ReleasedQuery:
-    return released.model_copy(update={"weights": original.weights, "accuracy": original.accuracy})
+    changed = {"weights": original.weights, "slices": original.slices, "accuracy": original.accuracy}
+    return released.model_copy(update=changed)
 
 
 def _without_queries(configuration: MergeConfiguration, names: Collection[str]) -> MergeConfiguration:

@@ -11,9 +11,11 @@ from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import REMAINDER, BlobInfo
 from gemel_ray.weights.store import Store
-from gemel_ray.weights.tensors import Tensors, decode, put_tensors, tensor_bytes
+from gemel_ray.weights.tensors import Tensors, decode, narrowed, put_tensors, tensor_bytes
 
 ReadTensors = Callable[[str], Tensors]
+# See ReleasedQuery.slices.
+Slices = Mapping[str, Mapping[str, tuple[int, ...]]]
 
 # A private layer from this size on is a blob of its own: it can stay on an edge box while the rest of its model goes,
 # computing need not wait for all of a large model, and a release that leaves it alone does not send it again. Simulated
@@ -38,8 +40,9 @@ def store_models(
     taken: dict[str, set[str]] = {query: set() for query in states}
     for shared in configuration.shared:
         layers = {member: _layer(states, member, layer_tensors) for member in shared.members}
-        _check_equal(layers)
-        sha, info = put_tensors(store, layers[shared.members[0]])
+        whole = max(shared.members, key=lambda member: tensor_bytes(layers[member]))
+        _check_equal(layers, whole)
+        sha, info = put_tensors(store, layers[whole])
         blobs[sha] = info
         for member in shared.members:
             weights[member.query][member.layer] = sha
@@ -78,28 +81,35 @@ def _layer(
     return {name: state[f"{ref.layer}.{name}"] for name in names[ref]}
 
 
-def _check_equal(layers: Mapping[LayerRef, Tensors]) -> None:
-    first, *others = layers
-    for member in others:
-        if not _equal(layers[first], layers[member]):
+def _check_equal(layers: Mapping[LayerRef, Tensors], whole: LayerRef) -> None:
+    """All members hold what the largest does, or its first rows, columns ..."""
+    for member in layers:
+        if not _equal(layers[whole], layers[member]):
             raise StoreError(
-                f"{first} and {member} are said to share weights but hold different ones; nothing was published. "
+                f"{whole} and {member} are said to share weights but hold different ones; nothing was published. "
                 "Store the models while their shared layers are bound together"
             )
 
 
-def _equal(one: Tensors, other: Tensors) -> bool:
-    return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in one
+def _equal(whole: Tensors, other: Tensors) -> bool:
+    return whole.keys() == other.keys() and all(
+        whole[name].dtype == other[name].dtype
+        and whole[name].dim() == other[name].dim()
+        and torch.equal(narrowed(whole[name], other[name].shape), other[name])
+        for name in whole
     )
 
 
-def load_state(read_tensors: ReadTensors, weights: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """One query's full state dict. The same blob gives the same tensor objects when `read_tensors` caches."""
+def load_state(read_tensors: ReadTensors, weights: Mapping[str, str], slices: Slices) -> dict[str, torch.Tensor]:
+    """One query's full state dict, from what its ReleasedQuery says under these names.
+
+    The same blob gives the same tensor objects when `read_tensors` caches; slices are views of them.
+    """
     state: dict[str, torch.Tensor] = {}
     for path, sha in weights.items():
-        prefix = "" if path == REMAINDER else f"{path}."
-        state |= {f"{prefix}{name}": tensor for name, tensor in read_tensors(sha).items()}
+        prefix, shapes = "" if path == REMAINDER else f"{path}.", slices.get(path, {})
+        for name, tensor in read_tensors(sha).items():
+            state[f"{prefix}{name}"] = narrowed(tensor, shapes.get(name, tensor.shape))
     return state
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -53,6 +53,11 @@ def decode(data: bytes) -> dict[str, torch.Tensor]:
             f"{len(data)} bytes are not safetensors ({error}); `gemel verify` lists damaged files, "
             "restore them from a copy of the store"
         ) from error
+
+
+def narrowed(tensor: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """The first rows, columns ... of a tensor: a view of that shape, or the tensor itself where it has it already."""
+    return tensor if tuple(tensor.shape) == tuple(shape) else tensor[tuple(slice(0, count) for count in shape)]
 
 
 def tensor_bytes(tensors: Tensors) -> int:

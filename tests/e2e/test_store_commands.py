@@ -45,7 +45,7 @@ def released_answers(store, query):
     """What a query of HEAD answers, from the weights in the store alone."""
     released = store.manifest().queries[query]
     model = build_model(released.query.model)
-    model.load_state_dict(load_state(BlobReader(store), released.weights))
+    model.load_state_dict(load_state(BlobReader(store), released.weights, released.slices))
     return answers(model, released.query.model)
 
 

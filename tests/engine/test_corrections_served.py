@@ -36,7 +36,7 @@ def test_answers_equal_a_direct_forward_pass(corrected, tmp_path):
 
 def test_the_release_holds_one_copy_and_a_correction_for_each(corrected):
     manifest, read = corrected.manifest, BlobReader(open_store(corrected.store))
-    states = {query: load_state(read, manifest.queries[query].weights) for query in CLASSIFIERS}
+    states = {query: load_state(read, manifest.queries[query].weights, {}) for query in CLASSIFIERS}
     for layer in manifest.merge_configuration.shared:
         one, other = (states[member.query] for member in layer.members)
         path = layer.members[0].layer

@@ -67,3 +67,13 @@ def test_what_shares_already_is_not_left_out_of_what_it_shares(workload, tmp_pat
 
 def test_without_a_bound_steps_are_not_counted(workload):
     assert bounded(SearchOptions(), frames_of(workload, [40] * 4)).settings.most_steps is None
+
+
+def test_slices_are_searched_unless_they_are_switched_off_or_cannot_join_what_is_shared(workload, tmp_path):
+    models = {query.name: build_model(query.model) for query in workload.queries}
+    start: Manifest = publish_originals(open_store(str(tmp_path), create=True), workload, models, seed=0)
+    for state in initial_states(workload, models, start, SearchOptions()):
+        assert any(layer.extents for layer in state.widest)
+        assert sum(layer.saved_bytes for layer in state.widest) > sum(layer.saved_bytes for layer in state.beyond)
+    for options in (SearchOptions(slices=False), SearchOptions(paper=True)):
+        assert not any(state.widest for state in initial_states(workload, models, start, options))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gemel_ray.merging.progress import Progress
-from gemel_ray.policy.grouping import group_layers, independent_sets
+from gemel_ray.policy.grouping import group_layers, group_slices, independent_sets
 from gemel_ray.policy.search import begin
-from gemel_ray.policy.search_state import SearchSettings
+from gemel_ray.policy.search_state import PHASES, SearchSettings
 from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import Outcome
@@ -17,7 +17,8 @@ from gemel_ray.training.releases import publish_originals
 from gemel_ray.vision.binding import bind, layer_tensors
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.models import build_model
-from gemel_ray.weights.models import store_models
+from gemel_ray.weights.maintenance import revert_queries
+from gemel_ray.weights.models import BlobReader, load_state, store_models
 from gemel_ray.weights.store import open_store
 
 
@@ -192,3 +193,52 @@ def test_an_outcome_reported_twice_counts_once(started):
     progress.take(first, outcome)
     progress.take(first, outcome)
     assert store.releases() == [1]
+
+
+def test_wholes_of_all_sets_come_before_parts_of_any_and_parts_by_what_they_save(tmp_path):
+    torch.manual_seed(0)
+    found = workload(a="squeezenet1_1", b="squeezenet1_1", c="mobilenet_v3_small", d="mobilenet_v3_small")
+    store = open_store(tmp_path / "store", create=True)
+    originals = publish_originals(store, found, {q.name: build_model(q.model) for q in found.queries}, seed=0)
+    groups = group_layers(analyze(found).inventories)
+    settings = SearchSettings(max_trials=6, max_steps=5, side_by_side=1)
+    states = [
+        begin([g for g in groups if set(g.queries) <= queries], name=min(queries), release=1, settings=settings)
+        for queries in independent_sets(groups)
+    ]
+    progress, tried = Progress(store, "search", states, root=originals.release), []
+    while (candidate := progress.next_candidate()) is not None:
+        tried.append(candidate)
+        progress.take(candidate, Outcome(candidate=candidate.number, passed=False, reason="missed on validation"))
+    phases = [candidate.label.split()[0] for candidate in tried]
+    assert phases == sorted(phases, key=PHASES.index)
+    assert [candidate.model_set for candidate in tried if "leap" in candidate.label] == ["c", "c", "a", "a"]
+    parts = [candidate for candidate in tried if "divide" in candidate.label]
+    assert [each.configuration.saved_bytes for each in parts] == sorted(
+        (each.configuration.saved_bytes for each in parts), reverse=True
+    )
+
+
+def test_a_release_says_which_of_its_weights_are_slices_and_a_reverted_query_has_none(tmp_path):
+    torch.manual_seed(0)
+    found = workload(a="squeezenet1_1", b="squeezenet1_1")
+    store = open_store(tmp_path / "store", create=True)
+    models = {query.name: build_model(query.model) for query in found.queries}
+    originals = publish_originals(store, found, models, seed=0)
+    inventories = analyze(found).inventories
+    state = begin((), beyond=(), widest=group_slices(inventories), release=1, settings=SearchSettings(max_steps=5))
+    progress = Progress(store, "search", [state], root=originals.release)
+    candidate = progress.next_candidate()
+    progress.take(candidate, outcome_for(store, models, candidate, passed=True))
+    merged = store.manifest()
+    assert merged.merge_configuration == candidate.configuration
+    assert merged.bytes_before - merged.bytes_after == candidate.configuration.saved_bytes
+    for query, model in models.items():
+        released = merged.queries[query]
+        assert released.slices
+        state = load_state(BlobReader(store), released.weights, released.slices)
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    reverted = revert_queries(store, ["a"])
+    assert reverted.queries["a"].slices == {}
+    assert reverted.queries["b"].slices == merged.queries["b"].slices
+    assert store.verify() == []

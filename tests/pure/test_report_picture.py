@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemel_ray.policy.grouping import group_layers, group_repeats
+from gemel_ray.policy.grouping import group_layers, group_repeats, group_slices
 from gemel_ray.report.picture import lay_out
 from gemel_ray.report.tables import readable_time
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
@@ -25,9 +25,12 @@ MODELS = st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=6), min_size=
 )
 
 
-@given(MODELS, st.booleans())
-def test_blocks_fill_their_columns_without_gap_or_overlap(models, within):
-    picture = lay_out(models, MergeConfiguration.of((group_repeats if within else group_layers)(models)))
+RULES = st.sampled_from([group_layers, group_repeats, group_slices])
+
+
+@given(MODELS, RULES)
+def test_blocks_fill_their_columns_without_gap_or_overlap(models, find):
+    picture = lay_out(models, MergeConfiguration.of(find(models)))
     for column, inventory in zip(picture.columns, models, strict=True):
         blocks = [block for block in picture.blocks if block.column == column.place]
         edges = [block.top_bytes for block in blocks] + [inventory.total_bytes]
@@ -36,16 +39,16 @@ def test_blocks_fill_their_columns_without_gap_or_overlap(models, within):
         assert column.height_bytes == inventory.total_bytes
 
 
-@given(MODELS, st.booleans())
-def test_counted_bytes_are_what_the_merge_leaves(models, within):
-    configuration = MergeConfiguration.of((group_repeats if within else group_layers)(models))
+@given(MODELS, RULES)
+def test_counted_bytes_are_what_the_merge_leaves(models, find):
+    configuration = MergeConfiguration.of(find(models))
     whole = sum(inventory.total_bytes for inventory in models)
     assert lay_out(models, configuration).counted_bytes == whole - configuration.saved_bytes
 
 
-@given(MODELS, st.booleans())
-def test_ties_hold_each_share_together_and_are_as_few_as_can_be(models, within):
-    picture = lay_out(models, MergeConfiguration.of((group_repeats if within else group_layers)(models)))
+@given(MODELS, RULES)
+def test_ties_hold_each_share_together_and_are_as_few_as_can_be(models, find):
+    picture = lay_out(models, MergeConfiguration.of(find(models)))
     ties = Counter(tie.start.share for tie in picture.ties)
     for place, layer in enumerate(picture.shares):
         assert ties[place] == len(layer.members) - 1

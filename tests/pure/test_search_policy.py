@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gemel_ray.policy.evidence import judged
 from gemel_ray.policy.search import advance, begin, is_finished, is_superseded, winner
 from gemel_ray.policy.search_state import SearchSettings, SearchState
-from gemel_ray.spec.layers import LayerGroup, LayerRef
+from gemel_ray.spec.layers import Extent, LayerGroup, LayerRef, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import SUPERSEDED, Outcome
 
@@ -147,6 +147,28 @@ def test_repeats_within_a_model_come_on_top_of_what_models_share():
     assert state.accepted.saved_bytes == 3 * 8 + 4
     narrow, _ = run(begin(groups, release=1, settings=BIG, beyond=(within, groups[1])), World({("a", "s0b")}))
     assert narrow.accepted.saved_bytes == 2 * 8 + 4
+
+
+def sliced_group(*sizes):
+    """Layers of two models, of these many rows each, in slices of the largest."""
+    extents = tuple(
+        Extent(LayerRef(query, f"s{place}"), (Tensor("weight", (size,), size),))
+        for query in "ab"
+        for place, size in enumerate(sizes)
+    )
+    return LayerGroup("sliced", tuple(extent.member for extent in extents), max(sizes), extents=extents)
+
+
+def test_slices_are_tried_before_all_else_and_their_parts_after_it():
+    groups, widest = groups_of([8, 4]), sliced_group(8, 4)
+    state, history = run(begin(groups, beyond=groups, widest=(widest,), release=1, settings=BIG), World())
+    assert state.accepted.saved_bytes == 8 + 4 + 4
+    assert history[-1].label == "leap 4 layers, some as slices of others, of 2 queries"
+    state, history = run(begin(groups, widest=(widest,), release=1, settings=BIG), World({("b", "s1")}))
+    assert state.accepted.saved_bytes == 8 + 4
+    (shared,) = state.accepted.shared
+    assert {str(member) for member in shared.members} == {"a:s0", "b:s0", "a:s1"}
+    assert state.accepted.slices_of("a") == {"s1": {"weight": (4,)}}
 
 
 def test_without_groups_there_is_nothing_to_search():

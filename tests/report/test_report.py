@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from report_kit import HOSTILE, SEARCH, publish_report_store, queries, trials
 
-from gemel_ray.policy.grouping import group_layers, group_repeats
+from gemel_ray.policy.grouping import group_layers, group_slices_in_sets
 from gemel_ray.report import sections, writing
 from gemel_ray.report.facts import OperatingPoint, pareto
 from gemel_ray.report.gathering import gather, without_secrets
@@ -79,7 +79,7 @@ def test_bounds_and_savings_follow_from_the_layers(made):
     assert not unknown
     across = sum(group.saved_bytes for group in group_layers(inventories))
     assert document["bounds"] == {
-        "across_bytes": across, "within_bytes": sum(group.saved_bytes for group in group_repeats(inventories)),
+        "across_bytes": across, "widest_bytes": sum(group.saved_bytes for group in group_slices_in_sets(inventories)),
     }  # fmt: skip
     assert [saving["saved_bytes"] for saving in document["savings"]] == [0, across]
     assert [saving["after_s"] for saving in document["savings"]] == [0, 90]

@@ -100,7 +100,7 @@ def test_models_come_back_whole_and_a_shared_layer_is_stored_once(store, states)
     assert sum(info.tensor_bytes for info in blobs.values()) == 60 + 2 * (8 + 8)
     assert decode(store.read_blob(weights["a"]["fc"])).keys() == {"weight", "bias"}
     read = BlobReader(store)
-    assert all(same(load_state(read, weights[query]), states[query]) for query in states)
+    assert all(same(load_state(read, weights[query], {}), states[query]) for query in states)
 
 
 def test_what_is_described_is_what_a_manifest_needs(store, states):
@@ -112,7 +112,7 @@ def test_what_is_described_is_what_a_manifest_needs(store, states):
 def test_a_shared_layer_loads_as_one_tensor_across_queries(store, states):
     weights, _ = store_models(store, states, SHARED, NAMES)
     read = BlobReader(store)
-    a, b = (load_state(read, weights[query]) for query in ("a", "b"))
+    a, b = (load_state(read, weights[query], {}) for query in ("a", "b"))
     assert a["fc.weight"] is b["head.fc.weight"]
     assert a["fc.bias"].data_ptr() == b["head.fc.bias"].data_ptr()
     assert a["bn.running_mean"].data_ptr() != b["bn.running_mean"].data_ptr()
@@ -125,7 +125,7 @@ def test_two_layers_of_one_model_may_share(store):
     states = {"a": {"one.weight": weight, "two.weight": weight}}
     weights, blobs = store_models(store, states, configuration, dict.fromkeys(members, ("weight",)))
     assert sum(info.tensor_bytes for info in blobs.values()) == 16
-    state = load_state(BlobReader(store), weights["a"])
+    state = load_state(BlobReader(store), weights["a"], {})
     assert state["one.weight"] is state["two.weight"]
 
 
@@ -165,6 +165,25 @@ def test_a_heavy_private_layer_is_a_blob_of_its_own_and_comes_back_where_it_was(
     assert set(weights["cars"]) == {"head", ""}
     assert blobs[weights["cars"]["head"]].tensor_bytes == tensor_bytes({"w": heavy, "b": light})
     assert sum(info.tensor_bytes for info in blobs.values()) == tensor_bytes(state)
-    found = load_state(BlobReader(store), weights["cars"])
+    found = load_state(BlobReader(store), weights["cars"], {})
     assert found.keys() == state.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_slices_are_stored_as_their_whole_and_come_back_as_views_of_it(store):
+    whole = {"fc.weight": torch.randn(4, 5), "fc.bias": torch.randn(4)}
+    part = {"head.fc.weight": whole["fc.weight"][:2, :3], "head.fc.bias": whole["fc.bias"][:2]}
+    weights, blobs = store_models(store, {"a": whole, "b": part}, SHARED, NAMES)
+    assert sum(info.tensor_bytes for info in blobs.values()) == 4 * (4 * 5 + 4)
+    assert weights["a"]["fc"] == weights["b"]["head.fc"]
+    read, shapes = BlobReader(store), {"head.fc": {"weight": (2, 3), "bias": (2,)}}
+    a, b = load_state(read, weights["a"], {}), load_state(read, weights["b"], shapes)
+    assert same(a, whole)
+    assert same(b, part)
+    assert b["head.fc.weight"].data_ptr() == a["fc.weight"].data_ptr()
+
+
+def test_what_is_no_slice_of_the_largest_is_not_stored_as_one(store):
+    whole, wide = {"fc.weight": torch.zeros(4, 5)}, {"head.fc.weight": torch.zeros(2, 6)}
+    with pytest.raises(StoreError, match="hold different ones"):
+        store_models(store, {"a": whole, "b": wide}, SHARED, dict.fromkeys(MEMBERS, ("weight",)))
