@@ -99,7 +99,7 @@ def search(
         float, typer.Option(min=0, max=1, help="How far below the target the gate's lower confidence bound may lie.")
     ] = 0.0,
     objective: Annotated[
-        str, typer.Option(help="What retraining follows: distillation (the originals' answers) or labels.")
+        str, typer.Option(help="What retraining follows: distillation (the originals' answers), labels or both.")
     ] = "distillation",
     start: Annotated[
         str, typer.Option(help="Where shared weights start: aligned (channels in line, then the mean), mean or member.")
@@ -139,8 +139,8 @@ def search(
     from gemel_ray.policy.search_state import SearchSettings
     from gemel_ray.spec.workload import load_workload
 
-    if objective not in ("distillation", "labels"):
-        raise InputError(f"--objective {objective!r} is not known; choose distillation or labels")
+    if objective not in ("distillation", "labels", "both"):
+        raise InputError(f"--objective {objective!r} is not known; choose distillation, labels or both")
     if start not in ("aligned", "mean", "member"):
         raise InputError(f"--start {start!r} is not known; choose aligned, mean or member")
     if apart is not None and from_release is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gemel_ray.edge.pending import AllPending
 from gemel_ray.edge.residents import Residents
@@ -196,14 +196,16 @@ class Scheduler:
 
     def _start_turn(self, now_ms: float) -> list[Action]:
         """Start the query being prepared, or one nearer in the order whose weights are there, if one can start now."""
-        ready = list(self._ready_before(self._preparing))
-        starving = [query for query in ready if self._is_work_conserving and self._verdicts.is_starving(query.name)]
-        for query in (*starving, *ready):
+        starving = frozenset(self._verdicts.starving) if self._is_work_conserving else frozenset()
+        ready: Iterable[PlannedQuery] = self._ready_before(self._preparing)
+        if starving:
+            ready = sorted(ready, key=lambda query: query.name not in starving)
+        for query in ready:
             self._verdicts.drop(self._pending.drop_late(query.name, now_ms), now_ms, LATE)
             batch = self._pending[query.name].choose(now_ms)
             if batch and self._has_room(query, batch):
                 # Out of turn, the order stays as it is.
-                start = self._infer if query in starving else self._take_turn
+                start = self._infer if query.name in starving else self._take_turn
                 return start(query, batch, now_ms)
         return []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from gemel_ray.edge.turns import Turn
 from gemel_ray.spec.actions import Answered, Dropped, Frame, Verdict
@@ -19,6 +19,8 @@ class Verdicts:
     def __init__(self, queries: Iterable[str]) -> None:
         self._verdicts: list[Verdict] = []
         self._lost_in_a_row = dict.fromkeys(queries, 0)
+        # Those that have lost many: hardly ever any, and asked for at every turn.
+        self._starving: set[str] = set()
 
     def take(self) -> list[Verdict]:
         """The verdicts since the last call."""
@@ -28,19 +30,25 @@ class Verdicts:
     def know(self, queries: Iterable[str]) -> None:
         """These queries, and no others, have frames from now on."""
         self._lost_in_a_row = {name: self._lost_in_a_row.get(name, 0) for name in queries}
+        self._starving &= self._lost_in_a_row.keys()
 
     def drop(self, frames: Iterable[Frame], now_ms: float, reason: str) -> None:
         """These frames get no answer of their own."""
         for frame in frames:
             # What fails does not go first: it would fail again.
-            self._lost_in_a_row[frame.query] += reason in (LATE, NEWER)
+            if reason in (LATE, NEWER):
+                self._lost_in_a_row[frame.query] += 1
+                if self._lost_in_a_row[frame.query] >= _STARVING_FRAMES:
+                    self._starving.add(frame.query)
             self._verdicts.append(Dropped(frame, now_ms, reason))
 
     def answer(self, turn: Turn, now_ms: float) -> None:
         """A turn's frames were answered."""
         self._verdicts += [Answered(frame, now_ms, turn.query.release) for frame in turn.frames]
         self._lost_in_a_row[turn.query.name] = 0
+        self._starving.discard(turn.query.name)
 
-    def is_starving(self, query: str) -> bool:
-        """Whether it has lost many frames in a row: they may come just after its turns, again and again."""
-        return self._lost_in_a_row[query] >= _STARVING_FRAMES
+    @property
+    def starving(self) -> Set[str]:
+        """Queries that have lost many frames in a row: they may come just after their turns, again and again."""
+        return self._starving

@@ -77,4 +77,6 @@ def told(addition: Addition) -> str:
     what = f"{len(addition)} layer groups" if len(addition) > 1 else f"{addition[0].members[0].layer}"
     if any(layer.extents for layer in addition):
         what = f"{sum(len(layer.members) for layer in addition)} layers, some as slices of others,"
-    return f"{what} of {len(queries)} queries" if len(queries) > 1 else f"{what} within {min(queries)}"
+    whose = f"of {len(queries)} queries" if len(queries) > 1 else f"within {min(queries)}"
+    rank = max(layer.rank for layer in addition)
+    return f"{what} {whose}" + (f", with corrections of rank {rank}" if rank else "")

@@ -14,8 +14,8 @@ from gemel_ray.spec.strict import Strict
 # Where shared weights start: their members' mean, after their channels were brought in line (no change for relatives)
 # or as they are, or one member's.
 Start = Literal["aligned", "mean", "member"]
-# What retraining follows: the originals' own answers, or the feeds' labels.
-Objective = Literal["distillation", "labels"]
+# What retraining follows: the originals' own answers, the feeds' labels, or both alike.
+Objective = Literal["distillation", "labels", "both"]
 # AdamW with a decaying rate, or GEMEL's SGD with momentum at a constant one (the baseline).
 Recipe = Literal["ours", "paper"]
 # The reason of a candidate that was not tried to its end, since it could change nothing any more.

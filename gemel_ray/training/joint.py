@@ -53,6 +53,8 @@ class RetrainOptions:
     learning_rate: float = 1e-3
     batch_size: int = BATCH_SIZE
     validate_every: int = 15
+    # Whether a run that is far below its target halfway ends there.
+    gives_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +181,8 @@ class JointRetraining:
         if step >= self.options.max_steps:
             return "reached" if self._worst_margin(best) >= 0 else "missed"
         # The best and not the last: a validation while the rate is high may fall by .2 and come back.
-        if 2 * step >= self.options.max_steps and self._worst_margin(best) < -_HOPELESS_GAP:
-            return "hopeless"
-        return None
+        is_late = self.options.gives_up and 2 * step >= self.options.max_steps
+        return "hopeless" if is_late and self._worst_margin(best) < -_HOPELESS_GAP else None
 
     def _is_safe(self, query: str, score: Score) -> bool:
         """Far enough above the target to stop: the gate, which is about as large, would most likely agree."""

@@ -35,7 +35,7 @@ def batch_loss(
 
     Distillation follows the original's own answers: for classifiers KL divergence of softened logits (Hinton et
     al. 2015), for dense detectors `dense_loss`, for others torchvision's detection losses on the original's boxes.
-    'labels' follows the feed's.
+    'labels' follows the feed's, 'both' the mean of the two.
     The model must be in training mode. Raises GemelError when the loss is not a finite number: a step on it would
     make every weight NaN.
     """
@@ -49,15 +49,21 @@ def batch_loss(
 
 
 def _loss(model: nn.Module, task: Task, data: SplitData, places: np.ndarray, objective: Objective) -> torch.Tensor:
-    device = next(model.parameters()).device
     images = [data.images[place] for place in places]
+    followed: tuple[Objective, ...] = ("distillation", "labels") if objective == "both" else (objective,)
     if isinstance(task, DetectionTask):
-        return _detection_loss(model, task, data, places, images, objective)
-    logits = model(task.prepare(images, device))
+        return torch.stack([_detection_loss(model, task, data, places, images, each) for each in followed]).mean()
+    logits = model(task.prepare(images, next(model.parameters()).device))
+    return torch.stack([_classification_loss(logits, data, places, each) for each in followed]).mean()
+
+
+def _classification_loss(
+    logits: torch.Tensor, data: SplitData, places: np.ndarray, objective: Objective
+) -> torch.Tensor:
     if objective == "labels":
-        return functional.cross_entropy(logits, torch.from_numpy(data.labels[places]).to(device))
+        return functional.cross_entropy(logits, torch.from_numpy(data.labels[places]).to(logits.device))
     assert data.logits is not None, "distillation needs the original's logits: call with_teacher first"
-    taught = torch.from_numpy(data.logits[places]).to(device)
+    taught = torch.from_numpy(data.logits[places]).to(logits.device)
     return functional.kl_div(
         functional.log_softmax(logits / _TEMPERATURE, dim=1),
         functional.log_softmax(taught / _TEMPERATURE, dim=1),

@@ -110,7 +110,7 @@ def test_a_detector_agrees_wholly_with_itself(fleet):
     assert compare(gate.answers, answers).estimate == 1.0
 
 
-@pytest.mark.parametrize("objective", ["labels", "distillation"])
+@pytest.mark.parametrize("objective", ["labels", "distillation", "both"])
 def test_detectors_retrained_jointly_keep_one_copy(fleet, objective):
     _, data, models = fleet
     pair = workload(SLIM, SLIM)

@@ -170,7 +170,7 @@ def test_bounds_lie_below_estimates():
     assert f1(3, 1, 1) == 0.75
 
 
-@pytest.mark.parametrize(("recipe", "objective"), [("ours", "labels"), ("paper", "labels")])
+@pytest.mark.parametrize(("recipe", "objective"), [("ours", "labels"), ("ours", "both"), ("paper", "labels")])
 def test_the_baseline_recipe_and_hard_labels_train_too(fleet, recipe, objective):
     found, data, models = fleet
     options = RetrainOptions(max_steps=4, validate_every=2, start="member", recipe=recipe, objective=objective)
