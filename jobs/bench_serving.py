@@ -3,7 +3,8 @@
     gemel demo && python jobs/bench_serving.py gemel-demo
 
 Plays recorded frames at their cameras' speed inside one process (no Ray, no HTTP), several runs each, interleaved.
-Beside each measured goodput stands what the simulator predicts from the profile measured just before.
+Beside each measured goodput stands what the simulator predicts from a profile measured just before that run: a shared
+machine is faster in one minute than in the next.
 """
 
 from __future__ import annotations
@@ -77,17 +78,14 @@ def bench(
     while originals.parent is not None:
         originals = store.manifest(originals.parent)
     manifests = {"originals": cache.pull(originals.release), "merged": cache.pull(merged.release)}
-    profiles = {
-        which: measure_profile(manifest, cache.fetch, options.device, repeats=9, reload_from="disk")
-        for which, manifest in manifests.items()
-    }
+    profiles: dict[str, DeviceProfile] = {}
     rows = []
     for run in range(options.runs):
         for name, which, policy, ample in CASES:
-            budget_bytes = _AMPLE_BYTES if ample else options.memory
-            played, simulated = run_case(
-                manifests[which], cache, profiles[which], recordings, policy, budget_bytes, options
-            )
+            budget_bytes, manifest = _AMPLE_BYTES if ample else options.memory, manifests[which]
+            profile = measure_profile(manifest, cache.fetch, options.device, repeats=9, reload_from="disk")
+            profiles[f"{name}, run {run}"] = profile
+            played, simulated = run_case(manifest, cache, profile, recordings, policy, budget_bytes, options)
             rows.append({"case": name, "run": run, "simulated_goodput": simulated, **asdict(played)})
             print(line(name, [rows[-1]]), flush=True)
     return profiles, rows

@@ -44,9 +44,13 @@ class AnalyzedWorkload(Tabular, Analysis):
     __slots__ = ()
 
     def table_title(self) -> str:
-        bound = f"{100 * self.shareable_bytes / self.total_bytes:.1f} %" if self.total_bytes else "nothing"
+        across, widest = (
+            f"{100 * most / self.total_bytes:.1f} %" if self.total_bytes else "nothing"
+            for most in (self.shareable_bytes, self.widest_shareable_bytes)
+        )
         return (
-            f"{format_bytes(self.total_bytes)} in {len(self.inventories)} models, of which sharing could save {bound}"
+            f"{format_bytes(self.total_bytes)} in {len(self.inventories)} models, of which sharing across models could "
+            f"save {across}, within them and in slices {widest}"
         )
 
     def rows(self) -> list[Row]:

@@ -14,7 +14,7 @@ def demo_tables(document: Document) -> None:
     before, after = document["bytes_before"], document["bytes_after"]
     console.print(
         f"\n[bold]Memory[/bold]: {format_bytes(before)} of originals became {format_bytes(after)} "
-        f"({percent(1 - after / before)} saved; sharing across models could save at most "
+        f"({percent(1 - after / before)} saved; sharing across models alone could save at most "
         f"{percent(document['shareable_bytes'] / before)}). The box has {format_bytes(document['budget_bytes'])}.\n"
     )
     quality = table("Accuracy on frames unseen in training", "query", "original accuracy", "merged accuracy",

@@ -19,6 +19,7 @@ def analysis_document(analysis: Analysis) -> dict[str, Any]:
         "total_bytes": analysis.total_bytes,
         "layer_bytes": analysis.layer_bytes,
         "shareable_bytes": analysis.shareable_bytes,
+        "widest_shareable_bytes": analysis.widest_shareable_bytes,
         "models": [
             {
                 "query": inventory.query,
@@ -59,10 +60,12 @@ def analysis_tables(document: Document, top: int) -> None:
     console.print(groups)
     if (more := len(document["groups"]) - top) > 0:
         console.print(f"... and {more} lighter groups (--top {len(document['groups'])} shows all)")
-    share = document["shareable_bytes"] / document["layer_bytes"]
+    share, widest = (document[key] / document["layer_bytes"] for key in ("shareable_bytes", "widest_shareable_bytes"))
     console.print(
         f"All weights: {format_bytes(document['layer_bytes'])}. Sharing across models could save at most "
-        f"[bold]{format_bytes(document['shareable_bytes'])}[/bold] ({percent(share)})."
+        f"[bold]{format_bytes(document['shareable_bytes'])}[/bold] ({percent(share)}); within models too, with smaller "
+        f"layers as slices of larger ones, [bold]{format_bytes(document['widest_shareable_bytes'])}[/bold] "
+        f"({percent(widest)})."
     )
 
 

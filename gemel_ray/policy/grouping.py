@@ -124,6 +124,11 @@ class Analysis:
         """The most that sharing across models could save: the cross-model bound."""
         return sum(group.saved_bytes for group in self.groups)
 
+    @property
+    def widest_shareable_bytes(self) -> int:
+        """The most that a search could save: within models too, with smaller layers as slices of larger ones."""
+        return sum(group.saved_bytes for group in group_slices_in_sets(self.inventories))
+
 
 def heavy_hitters(inventory: ModelInventory, share: float = 0.5) -> tuple[Layer, ...]:
     """The fewest layers that together hold at least that share of a model's layer bytes, largest first."""

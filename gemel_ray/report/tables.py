@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -11,6 +12,9 @@ from pathlib import PurePath
 from gemel_ray.report.facts import Facts
 from gemel_ray.spec.merge import SharedLayer
 from gemel_ray.spec.units import MIB, format_bytes
+
+# Layers that a table names one by one.
+_MOST_MEMBERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def shared_table(facts: Facts) -> Table:
     rows = [
         (
             str(place),
-            ", ".join(map(str, layer.members)),
+            _members_told(layer),
             format_bytes(layer.layer_bytes),
             _used_by(layer),
             str(layer.rank or "–"),
@@ -60,6 +64,13 @@ def shared_table(facts: Facts) -> Table:
     ]
     columns = ("no.", "layers", "one copy", "used by", "rank of corrections", "saved")
     return Table(columns, tuple(rows), frozenset({0, 1}))
+
+
+def _members_told(layer: SharedLayer) -> str:
+    """All of them, or how many of each model where they are many; the page's facts have them all."""
+    if len(layer.members) <= _MOST_MEMBERS:
+        return ", ".join(map(str, layer.members))
+    return ", ".join(f"{count} of {query}" for query, count in Counter(m.query for m in layer.members).items())
 
 
 def _used_by(layer: SharedLayer) -> str:

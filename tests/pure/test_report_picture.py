@@ -1,6 +1,7 @@
 """The picture's geometry: columns, blocks, ties."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from gemel_ray.policy.grouping import group_layers, group_repeats, group_slices
 from gemel_ray.report.picture import lay_out
-from gemel_ray.report.tables import readable_time
+from gemel_ray.report.tables import readable_time, shared_table
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
 
@@ -75,6 +76,15 @@ def test_repeats_within_a_model_are_tied_within_it():
     picture = lay_out(models, MergeConfiguration.of(group_repeats(models)))
     assert [tie.is_within for tie in picture.ties] == [True, True]
     assert [block.is_counted for block in picture.blocks] == [True, False, False, True]
+
+
+def test_a_slice_costs_nothing_whatever_stands_first_and_the_table_counts_slices_and_many_members():
+    models = [model("a", [2, 4] * 8), model("b", [1])]
+    configuration = MergeConfiguration.of(group_slices(models))
+    picture = lay_out(models, configuration)
+    assert [block.layer for block in picture.blocks if block.share is not None and block.is_counted] == ["l1"]
+    (row,) = shared_table(SimpleNamespace(picture=picture)).rows
+    assert row[1:4] == ("16 of a, 1 of b", "4 B", "17, 9 as slices")
 
 
 def test_nothing_gives_an_empty_picture():
