@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gemel_ray.spec.actions import Frame
+
+_GOLDEN_FRACTION = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,17 @@ def spread(cameras: Sequence[Camera]) -> tuple[Camera, ...]:
     """The same cameras with their first frames spread evenly over one frame period, as unrelated cameras' are."""
     return tuple(
         Camera(camera.query, camera.fps, camera.slo_ms, 1000 / camera.fps * place / len(cameras), camera.droppable)
+        for place, camera in enumerate(cameras)
+    )
+
+
+def scattered(cameras: Sequence[Camera], draw: int) -> tuple[Camera, ...]:
+    """The same cameras with their first frames elsewhere in their frame periods, at other places for every draw.
+
+    Multiples of the golden section's fraction, which fill a period evenly however many there are.
+    """
+    return tuple(
+        replace(camera, phase_ms=1000 / camera.fps * ((place + 1) * (draw + 1) * _GOLDEN_FRACTION % 1))
         for place, camera in enumerate(cameras)
     )
 

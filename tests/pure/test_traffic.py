@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemel_ray.edge.traffic import Camera, periodic, spread
+from gemel_ray.edge.traffic import Camera, periodic, scattered, spread
 
 CAMERAS = st.lists(
     st.builds(Camera, st.sampled_from("xyz"), st.integers(1, 60), st.floats(0, 400), st.floats(0, 200), st.booleans()),
@@ -52,5 +52,15 @@ def test_each_camera_keeps_its_rate_its_slo_and_whether_it_may_be_dropped(camera
 def test_spread_cameras_start_within_one_frame_period_and_are_otherwise_the_same(cameras):
     for place, (before, after) in enumerate(zip(cameras, spread(cameras), strict=True)):
         assert after.phase_ms == pytest.approx(place / len(cameras) * 1000 / before.fps)
+        assert (after.query, after.fps, after.slo_ms) == (before.query, before.fps, before.slo_ms)
+        assert after.droppable == before.droppable
+
+
+@given(CAMERAS, st.integers(0, 20))
+def test_scattered_cameras_start_within_one_frame_period_elsewhere_at_every_draw(cameras, draw):
+    found, other = scattered(cameras, draw), scattered(cameras, draw + 1)
+    for before, after, later in zip(cameras, found, other, strict=True):
+        assert 0 <= after.phase_ms < 1000 / before.fps
+        assert after.phase_ms != later.phase_ms
         assert (after.query, after.fps, after.slo_ms) == (before.query, before.fps, before.slo_ms)
         assert after.droppable == before.droppable
