@@ -1,8 +1,8 @@
 """A node simulated: the numbers are those of its trace, and they tell policies apart."""
 
 import json
-from statistics import fmean
 from itertools import pairwise
+from statistics import fmean
 
 import pytest
 from edge_plans import camera_frame, kept, manifest_of, plan_of, plans, profile_of, query_of, traffic
