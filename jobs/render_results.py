@@ -246,11 +246,31 @@ def measured() -> str:
     return "\n\n".join([*parts, END])
 
 
+def fallbacks(record: Record, workload: str) -> Iterator[str]:
+    """One row for each way of sharing, one column for each part of the models; what it saves beside it."""
+    rows = record["workloads"][workload]
+    found = {(layers, way): row for row in rows for layers, way in [row[:2]]}
+    parts, ways = (list(dict.fromkeys(row[place] for row in rows)) for place in (0, 1))
+    yield (
+        f"**Ways of sharing what resists: {workload}**, {record['options']['steps']} steps each, from the originals; "
+        "the worst query's agreement with its original on the gate, and the bytes saved:\n"
+    )
+    table = [(way, *(_fallback(found.get((part, way))) for part in parts)) for way in ways]
+    yield from rows_of(("way", *parts), table)
+
+
+def _fallback(row: Sequence[Any] | None) -> str:
+    return "–" if row is None else f"{row[4]:.3f}, {row[2] / 1024:,.0f} KiB"
+
+
 def merging_page() -> str:
-    """Every cell of bench_merge."""
+    """Every cell of bench_merge, and what bench_fallbacks compares."""
     parts = ["# Merging: every method on every workload", "Written by `python jobs/render_results.py`."]
     for path, record in _read("bench_merge"):
         parts += ["\n".join(merging(record)), f"`{record['command']}` ({path.name})"]
+    for path, record in _read("bench_fallbacks"):
+        parts += ["\n".join(fallbacks(record, workload)) for workload in record["workloads"]]
+        parts.append(f"`{record['command']}` ({path.name})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -41,14 +41,17 @@ def effective_weight(module: nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def correct(module: nn.Module, wanted: torch.Tensor, rank: int) -> None:
-    """Give a layer the correction of that rank which brings it nearest to a wanted weight (truncated SVD)."""
+    """Give a layer the correction of that rank which brings it nearest to a wanted weight (truncated SVD).
+
+    What a small layer has no rank for stays zero.
+    """
     residual = (wanted - module.get_parameter("weight")).flatten(1)
     left, values, right = torch.linalg.svd(residual.float(), full_matrices=False)
     _attach(module, rank)
     scale = values[:rank].sqrt()
-    up, down = module.get_parameter(f"{_UP}.weight"), module.get_parameter(f"{_DOWN}.weight")
-    up.copy_((left[:, :rank] * scale).reshape(up.shape))
-    down.copy_((scale[:, None] * right[:rank]).reshape(down.shape))
+    up, down = module.get_parameter(f"{_UP}.weight").zero_(), module.get_parameter(f"{_DOWN}.weight").zero_()
+    up.flatten(1)[:, : len(scale)].copy_(left[:, :rank] * scale)
+    down.flatten(1)[: len(scale)].copy_(scale[:, None] * right[:rank])
 
 
 def attach_deltas(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -55,10 +55,11 @@ def test_a_corrected_layer_computes_as_if_the_correction_were_part_of_its_weight
     assert added == 2 * rank_bytes(plain)
 
 
-def test_with_full_rank_nothing_is_lost():
+@pytest.mark.parametrize("rank", [6, 9])
+def test_with_full_rank_or_more_than_that_nothing_is_lost(rank):
     torch.manual_seed(0)
     layer, wanted = torch.nn.Conv2d(4, 6, 3), torch.randn(6, 4, 3, 3)
-    correct(layer, wanted, 6)
+    correct(layer, wanted, rank)
     torch.testing.assert_close(effective_weight(layer), wanted, rtol=1e-4, atol=1e-5)
 
 
