@@ -7,10 +7,10 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Kin: the same relatives with joint retraining, which they need
 little of. Leap: everything at once with joint retraining, on top of what was won so far: across and within models,
-smaller layers as slices of larger ones; then without slices; then across models, each with and without the hardest.
-Persist: wholes that failed close to their targets once more, with several times the steps. Divide: what is left, split
-by the queries that objected and in halves, memory-forward, down to two members of one group, the lightest included.
-Every failed addition is replaced by smaller ones or rejected, so the search terminates.
+then across models, each with and without the hardest. Widen: once repeats within models share, smaller layers as slices
+of larger ones. Persist: wholes that failed close to their targets once more, with several times the steps. Divide: what
+is left, split by the queries that objected and in halves, memory-forward, down to two members of one group, the
+lightest included. Every failed addition is replaced by smaller ones or rejected, so the search terminates.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 
-_NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "persist", "persist": "divide"}
+_NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "widen", "widen": "persist", "persist": "divide"}
 
 # Where relatives make up less of the saving than this, sharing everything without training is known to fail.
 _KIN_FRACTION = 0.9
@@ -37,6 +37,9 @@ _FORGIVEN = 0.1
 # So much better a trial's models agree on frames they learned from than on others when they know them by heart (.2 to
 # .3 with 1,500 images of ten classes, .03 at most on five fixed cameras).
 _OVERFIT = 0.1
+# Slices are worth trying once all but so much of what repeats save is won: where those failed, slices do (ten-class
+# strangers, small trials of drawn streets).
+_LEFT_FRACTION = 0.05
 # As close to its target a worst query may come within three times the steps (from .975 to .986: five real cameras).
 _CLOSE = 0.03
 
@@ -111,7 +114,7 @@ def advance(state: SearchState, outcomes: Mapping[int, Outcome], *, release: int
 def _moved_on(state: SearchState) -> SearchState:
     """The next phase; dividing begins with all that is left."""
     phase = _NEXT[state.phase]
-    sorts = (state.groups, state.beyond, state.widest) if phase == "divide" else ()
+    sorts = (state.groups, state.beyond, _widest(state)) if phase == "divide" else ()
     left = [_rest(state, sort) for sort in sorts]
     return state.model_copy(update={"phase": phase, "waiting": tuple(Waiting(addition=rest) for rest in left)})
 
@@ -134,7 +137,7 @@ def _close(state: SearchState, outcomes: Mapping[int, Outcome], won: Candidate |
     return [
         addition
         for candidate, addition in zip(state.round, state.adds, strict=True)
-        if state.phase in ("kin", "leap")
+        if state.phase in ("kin", "leap", "widen")
         and (short := shortfalls.get(candidate.number)) is not None
         and short <= _CLOSE
     ]
@@ -224,7 +227,8 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
     sorts = {
         "probe": (state.groups, state.relatives),
         "kin": (state.relatives,),
-        "leap": (state.widest, state.beyond, state.groups),
+        "leap": (state.beyond, state.groups),
+        "widen": (_widest(state),),
         "divide": (),
     }
     if state.phase == "persist":
@@ -234,6 +238,13 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         rests = rests[1:]
     found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
+
+
+def _widest(state: SearchState) -> Addition:
+    """All that slices may share, once what repeats save is won; nothing before."""
+    left = _gain(state, _rest(state, state.beyond))
+    possible = MergeConfiguration(shared=state.beyond).saved_bytes
+    return state.widest if left <= _LEFT_FRACTION * possible else ()
 
 
 def _has_been_tried(state: SearchState, addition: Addition) -> bool:

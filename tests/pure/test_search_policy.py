@@ -159,16 +159,24 @@ def sliced_group(*sizes):
     return LayerGroup("sliced", tuple(extent.member for extent in extents), max(sizes), extents=extents)
 
 
-def test_slices_are_tried_before_all_else_and_their_parts_after_it():
+def test_slices_are_tried_once_repeats_share_and_then_in_parts():
     groups, widest = groups_of([8, 4]), sliced_group(8, 4)
     state, history = run(begin(groups, beyond=groups, widest=(widest,), release=1, settings=BIG), World())
     assert state.accepted.saved_bytes == 8 + 4 + 4
-    assert history[-1].label == "leap 4 layers, some as slices of others, of 2 queries"
+    assert history[-1].label == "widen 4 layers, some as slices of others, of 2 queries"
     state, history = run(begin(groups, widest=(widest,), release=1, settings=BIG), World({("b", "s1")}))
     assert state.accepted.saved_bytes == 8 + 4
     (shared,) = state.accepted.shared
     assert {str(member) for member in shared.members} == {"a:s0", "b:s0", "a:s1"}
     assert state.accepted.slices_of("a") == {"s1": {"weight": (4,)}}
+
+
+def test_no_slices_are_tried_where_repeats_do_not_share():
+    groups, widest = groups_of([8, 4]), sliced_group(8, 4)
+    hard = World({("b", "s0"), ("a", "s1")})
+    state, history = run(begin(groups, beyond=groups, widest=(widest,), release=1, settings=BIG), hard)
+    assert state.accepted.saved_bytes == 0
+    assert not any("slices" in candidate.label for candidate in history)
 
 
 def test_without_groups_there_is_nothing_to_search():
