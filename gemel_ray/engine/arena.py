@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -81,7 +82,7 @@ class HostArena:
         if not count_bytes:
             return torch.empty(0, dtype=torch.uint8)
         with self._lock:
-            start = self._first_gap(_whole_pages(count_bytes))
+            start = self._place(_whole_pages(count_bytes))
             self._use((start, start + _whole_pages(count_bytes)))
             # Before the new pages are touched.
             self._trim_to(self._most_bytes)
@@ -110,7 +111,7 @@ class HostArena:
             self._trim_to(0)
 
     def _trim_to(self, most_bytes: int) -> None:
-        """The highest addresses go first: pieces are put at the lowest that fit."""
+        """The highest addresses go first, which are taken last where nothing is at hand."""
         over_bytes = _total(self._used) + _total(self._warm) - most_bytes
         while over_bytes > 0 and self._warm:
             start, end = self._warm.pop()
@@ -120,15 +121,29 @@ class HostArena:
             if start < cut:
                 self._warm.append((start, cut))
 
-    def _first_gap(self, count_bytes: int) -> int:
-        start = 0
-        for used_start, used_end in self._used:
-            if used_start - start >= count_bytes:
-                return start
-            start = used_end
-        if self._span_bytes - start < count_bytes:
+    def _place(self, count_bytes: int) -> int:
+        """Where the least memory is missing, in the tightest such place, at the lowest address of equals."""
+        places = [place for gap in self._gaps(count_bytes) for place in self._places(gap, count_bytes)]
+        if not places:
             raise MemoryError(f"no {count_bytes} free addresses in a row; weights exceed the budget many times")
-        return start
+        return min(places)[-1]
+
+    def _gaps(self, count_bytes: int) -> Iterator[Range]:
+        """Free addresses in a row, as many as wanted at least."""
+        start = 0
+        for used_start, used_end in (*self._used, (self._span_bytes, self._span_bytes)):
+            if used_start - start >= count_bytes:
+                yield start, used_start
+            start = used_end
+
+    def _places(self, gap: Range, count_bytes: int) -> Iterator[tuple[int, int, int]]:
+        """Of a gap's beginning, and of where it holds memory: what is missing there, what is left over, the address."""
+        yield count_bytes, 0, gap[0]
+        held = [each for each in self._warm if gap[0] <= each[0] < gap[1]]
+        for start, end in held:
+            first = min(start, gap[1] - count_bytes)
+            missing_bytes = count_bytes - _overlap(held, (first, first + count_bytes))
+            yield missing_bytes, end - start - (count_bytes - missing_bytes), first
 
     def _use(self, piece: Range) -> None:
         self._used = sorted([*self._used, piece])
@@ -182,6 +197,10 @@ def _whole_pages(count_bytes: int) -> int:
 
 def _total(ranges: list[Range]) -> int:
     return sum(end - start for start, end in ranges)
+
+
+def _overlap(ranges: list[Range], other: Range) -> int:
+    return sum(max(0, min(end, other[1]) - max(start, other[0])) for start, end in ranges)
 
 
 def _without(one: Range, other: Range) -> list[Range]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from gemel_ray.engine.blobs import BlobFile
 from gemel_ray.engine.residence import Residence
@@ -13,25 +14,38 @@ from gemel_ray.spec.plan import Contention
 
 # The name under which a blob is loaded beside inferences: no blob's.
 _BESIDE = "beside"
+Load = tuple[BlobFile, float]
 # A load that takes longer than so many inferences is not waited for.
 _MOST_RUNS = 200
 
 
-def measure_contention(infer: Callable[[], object], blob: BlobFile, residence: Residence, repeats: int) -> Contention:
-    """Medians of inferences and of loads of a blob together, against each alone.
+def measure_contention(
+    infer: Callable[[], object], blobs: Sequence[BlobFile], residence: Residence, repeats: int
+) -> Contention:
+    """Medians of inferences and of loads of blobs together, against each alone.
 
-    Ends as it began: the blob is loaded under a name of its own, as another query's weights would be.
+    One blob after the other, since what is loaded again and again comes from the processor's caches, where it is in
+    nobody's way. Ends as it began: blobs are loaded under a name of their own, as another query's weights would be.
     """
+    cycle = itertools.cycle(blobs)
 
-    def load() -> None:
-        residence.load(_BESIDE, blob, blob.data_bytes)
-        residence.evict(_BESIDE)
+    def load() -> tuple[BlobFile, float]:
+        blob = next(cycle)
+        took_ms = _took_ms(lambda: residence.load(_BESIDE, blob, blob.data_bytes))
+        forget([_BESIDE], residence)
+        return blob, took_ms
 
     alone_ms = [_took_ms(infer) for _ in range(repeats + 1)][1:]
-    load_alone_ms = [_took_ms(load) for _ in range(repeats + 1)][1:]
-    run_ms, load_ms = _together(infer, load, repeats)
+    loads_alone = [load() for _ in range((repeats + 1) * len(blobs))][len(blobs) :]
+    run_ms, loads = _together(infer, load, repeats, len(blobs))
     alone_ms += [_took_ms(infer) for _ in range(repeats)]
-    return Contention(_slowdown(run_ms, alone_ms), _slowdown(load_ms, load_alone_ms))
+    return Contention(_slowdown(run_ms, alone_ms), _load_slowdown(loads, loads_alone))
+
+
+def forget(weights: Iterable[str], residence: Residence) -> None:
+    """Evict weights; their memory stays at hand, as while serving."""
+    for weight in weights:
+        residence.evict(weight)
 
 
 def typical(found: Sequence[Contention]) -> Contention:
@@ -43,28 +57,37 @@ def typical(found: Sequence[Contention]) -> Contention:
     )
 
 
-def _together(infer: Callable[[], object], load: Callable[[], None], repeats: int) -> tuple[list[float], list[float]]:
+def _together(
+    infer: Callable[[], object], load: Callable[[], Load], repeats: int, most_loads: int
+) -> tuple[list[float], list[Load]]:
     """Times of inferences while another thread loads all the time, and of these loads."""
-    load_ms: list[float] = []
+    loads: list[Load] = []
     ended, begun = threading.Event(), threading.Event()
 
     def keep_loading() -> None:
         while not ended.is_set():
             begun.set()
-            load_ms.append(_took_ms(load))
+            loads.append(load())
 
     thread = threading.Thread(target=keep_loading, name="gemel-contend", daemon=True)
     thread.start()
     run_ms: list[float] = []
     try:
         begun.wait()
-        while len(run_ms) < repeats or (len(load_ms) <= repeats and len(run_ms) < _MOST_RUNS and thread.is_alive()):
+        while len(run_ms) < repeats or (len(loads) <= most_loads and len(run_ms) < _MOST_RUNS and thread.is_alive()):
             run_ms.append(_took_ms(infer))
     finally:
         ended.set()
         thread.join()
     # The last load may have gone on alone.
-    return run_ms, load_ms[:-1] or load_ms
+    return run_ms, loads[:-1] or loads
+
+
+def _load_slowdown(together: Sequence[Load], alone: Sequence[Load]) -> float:
+    """The median over loads of what each took to what the same blob takes alone."""
+    alone_ms = {blob.path: statistics.median(took for other, took in alone if other is blob) for blob, _ in alone}
+    ratios = [took_ms / max(alone_ms[blob.path], 1e-6) for blob, took_ms in together]
+    return max(1.0, statistics.median(ratios)) if ratios else 1.0
 
 
 def _slowdown(together_ms: Sequence[float], alone_ms: Sequence[float]) -> float:

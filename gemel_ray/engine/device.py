@@ -115,6 +115,8 @@ class TorchDevice:
         """Forget all models but these, once no plan names the others any more. From any thread."""
         kept = [(name, release) for name in queries]
         self._skeletons = {key: found for key, found in self._skeletons.items() if key in kept}
+        # What the others' weights held may be more than is ever needed again.
+        self.residence.arena.trim()
 
     def skeleton(self, query: str, release: int) -> Skeleton:
         """One of the models that are known."""
@@ -235,9 +237,6 @@ class TorchDevice:
         """A load has ended, well or not: tell an inference that waits for it."""
         self._coming.remove(load.weight)
         self._landed.notify_all()
-        if not self._coming:
-            # What was evicted and not taken up again by now serves nobody here.
-            self.residence.arena.trim()
 
     def _wait(self, weight: str) -> None:
         """On the compute lane: until a weight has fully arrived. ServingError when its load fails."""

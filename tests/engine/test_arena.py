@@ -45,6 +45,35 @@ def test_a_piece_takes_the_memory_of_what_was_given_back():
     assert arena.held_bytes == held_bytes
 
 
+def test_pieces_of_other_sizes_take_what_is_at_hand_wherever_that_is():
+    """A large model and several small layers in turn: no page has to be cleared again."""
+    arena = HostArena(40 * PAGE)
+    kept = arena.take(3 * PAGE).fill_(5)
+    large = arena.take(30 * PAGE)
+    start, held_bytes = large.data_ptr(), arena.held_bytes
+    arena.give_back(large)
+    for _ in range(5):
+        small = [arena.take(size * PAGE) for size in (9, 1, 9, 4)]
+        assert all(start <= piece.data_ptr() < start + 30 * PAGE for piece in small)
+        assert arena.held_bytes == held_bytes
+        for piece in small:
+            arena.give_back(piece)
+        large = arena.take(30 * PAGE)
+        assert (large.data_ptr(), arena.held_bytes) == (start, held_bytes)
+        arena.give_back(large)
+    assert bool((kept == 5).all())
+
+
+def test_of_several_places_at_hand_the_tightest_is_taken():
+    arena = HostArena(100 * PAGE)
+    wide, _kept, narrow, _last = (arena.take(count * PAGE) for count in (20, 1, 5, 1))
+    places = wide.data_ptr(), narrow.data_ptr()
+    arena.give_back(wide)
+    arena.give_back(narrow)
+    assert arena.take(5 * PAGE).data_ptr() == places[1]
+    assert arena.take(6 * PAGE).data_ptr() == places[0]
+
+
 def test_a_limit_takes_what_is_only_at_hand_and_nothing_that_is_in_use():
     arena = HostArena(100 * PAGE)
     kept, gone = arena.take(10 * PAGE).fill_(7), arena.take(30 * PAGE).fill_(9)

@@ -81,9 +81,9 @@ def test_work_that_waits_for_what_a_load_holds_is_told_as_slowed_down(release_of
             with lock:
                 super().load(*arguments)
 
-    slow = measure_contention(infer, blob, Slow(torch.device("cpu")), 20)
+    slow = measure_contention(infer, [blob], Slow(torch.device("cpu")), 20)
     assert slow.run_slowdown > 1
-    measure_contention(infer, blob, residence, 3)
+    measure_contention(infer, [blob], residence, 3)
     assert residence.weights == ()
     assert residence.allocated_bytes() == 0
 
