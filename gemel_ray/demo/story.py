@@ -60,8 +60,8 @@ class _Effort:
     play_seconds: float
 
 
-_QUICK = _Effort(original_steps=150, trial_steps=75, trials=4, play_seconds=4)
-_FULL = _Effort(original_steps=180, trial_steps=120, trials=6, play_seconds=15)
+_QUICK = _Effort(original_steps=150, trial_steps=120, trials=6, play_seconds=4)
+_FULL = _Effort(original_steps=180, trial_steps=120, trials=8, play_seconds=15)
 _REAL = _Effort(original_steps=200, trial_steps=200, trials=16, play_seconds=20)
 
 
