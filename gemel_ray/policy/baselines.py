@@ -86,6 +86,8 @@ class PolicyPlan:
     plan: EdgePlan
     eviction: str = "furthest_next_use"
     work_conserving: bool = True
+    # Of a baseline, which is followed unless another plan is clearly better: predictions may be wrong.
+    is_baseline: bool = False
 
 
 def find_policy(name: str) -> Policy:
@@ -101,7 +103,9 @@ def candidate_plans(
     """The policy's variants, and its alternatives' with planned and with larger batches. See plan_policy."""
     candidates = list(variants(policy, models, profile, budget_bytes=budget_bytes))
     for name in () if fits_whole(candidates[0].plan) else policy.alternatives:
-        candidates += _with_larger(find_policy(name), models, profile, budget_bytes=budget_bytes)
+        other = find_policy(name)
+        found = _with_larger(other, models, profile, budget_bytes=budget_bytes)
+        candidates += [replace(each, is_baseline=not other.work_conserving) for each in found]
     return tuple(candidates)
 
 

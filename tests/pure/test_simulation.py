@@ -1,6 +1,7 @@
 """A node simulated: the numbers are those of its trace, and they tell policies apart."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 
@@ -135,6 +136,20 @@ def test_no_more_plans_are_tried_once_one_answers_every_frame():
     )[0]
     untried = PolicyPlan(plan.plan, eviction="no such policy: trying it would raise")
     assert choose_plan([plan, untried], cameras_of(models)) is plan
+
+
+def test_a_baselines_plan_is_followed_unless_another_is_clearly_better():
+    models = family(5, fps=30, slo_ms=200)
+    plans = candidate_plans(POLICIES["ours"], models, profile_of(models, load_bytes_per_ms=MIB), budget_bytes=90 * MIB)
+    assert {planned.is_baseline for planned in plans} == {False, True}
+    cameras = cameras_of(models)
+    scores = outcomes(plans, cameras, 6_000)
+    (worst, least), *_, (best, most) = sorted(zip(scores, range(len(plans)), strict=True))
+    assert worst[0] + 0.1 < best[0] < 1
+    plain = replace(plans[most], is_baseline=False)
+    same, worse = (replace(plans[place], is_baseline=True) for place in (most, least))
+    assert choose_plan([plain, same], cameras) is same
+    assert choose_plan([plain, worse], cameras) is plain
 
 
 @settings(max_examples=15)
