@@ -71,11 +71,12 @@ SUMMARY_HEADS = (
 
 
 def summary(record: Record) -> Iterator[tuple[str, ...]]:
-    """One row for each target: ours and GEMEL's."""
+    """One row for each target: ours (without slices where no more was run) and GEMEL's."""
     for target in sorted({cell["target"] for cell in record["cells"]}):
         cells = {cell["method"]: cell for cell in record["cells"] if cell["target"] == target and cell["rows"]}
-        if "ours" in cells:
-            ours = _row(record, cells["ours"], "ours", _searched(cells["ours"]))
+        method = next((method for method in ("ours", "ours-no-slices") if method in cells), None)
+        if method is not None:
+            ours = _row(record, cells[method], method, _searched(cells[method]))
             theirs = _row(record, cells["greedy"], "greedy", _searched(cells["greedy"])) if "greedy" in cells else None
             judge = record["options"].get("judged_by", "agreement")
             yield (
@@ -84,7 +85,7 @@ def summary(record: Record) -> Iterator[tuple[str, ...]]:
                 f"{100 * record['cross_model_bound_fraction']:.1f} %",
                 f"{100 * record['repeats_bound_fraction']:.1f} %",
                 _slices_bound(record),
-                f"**{ours[2]}**" + _time_up(cells["ours"]),
+                f"**{ours[2]}**" + _time_up(cells[method]) + (", without slices" if method != "ours" else ""),
                 f"{ours[4]} ({ours[5]})",
                 ours[7],
                 *(("–",) * 3 if theirs is None else (theirs[2] + _time_up(cells["greedy"]), theirs[7], ours[8])),
