@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from gemel_ray.edge.pending import AllPending
 from gemel_ray.edge.residents import Residents
@@ -176,7 +176,7 @@ class Scheduler:
         """The next one in the order with frames.
 
         A work-conserving scheduler passes over those that are ready and, while there are others, over those that would
-        have no frame in time once their weights are there.
+        have no frame in time once their weights are there; those that keep losing frames come first.
         """
         if not self._is_work_conserving:
             return next(self._round.walk(self._pending.turns), None)
@@ -184,7 +184,7 @@ class Scheduler:
         if not lacking:
             return None
         free_ms = self._computing.until_ms if self._computing else now_ms
-        for query in self._round.walk(lacking):
+        for query in self._verdicts.starving_first(self._round.walk(lacking)):
             start_ms = max(free_ms, now_ms + self._residents.wait_ms(query, now_ms))
             if self._pending[query.name].will_have(start_ms):
                 return query
@@ -197,10 +197,8 @@ class Scheduler:
     def _start_turn(self, now_ms: float) -> list[Action]:
         """Start the query being prepared, or one nearer in the order whose weights are there, if one can start now."""
         starving = frozenset(self._verdicts.starving) if self._is_work_conserving else frozenset()
-        ready: Iterable[PlannedQuery] = self._ready_before(self._preparing)
-        if starving:
-            ready = sorted(ready, key=lambda query: query.name not in starving)
-        for query in ready:
+        ready = self._ready_before(self._preparing)
+        for query in self._verdicts.starving_first(ready) if starving else ready:
             self._verdicts.drop(self._pending.drop_late(query.name, now_ms), now_ms, LATE)
             batch = self._pending[query.name].choose(now_ms)
             if batch and self._has_room(query, batch):

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Set
 
 from gemel_ray.edge.turns import Turn
 from gemel_ray.spec.actions import Answered, Dropped, Frame, Verdict
+from gemel_ray.spec.plan import PlannedQuery
 
 LATE, NEWER = "too late", "newer frame"
 GONE = "failed: the query is no longer served here"
-# So many frames lost in a row let a query that is ready go first.
-_STARVING_FRAMES = 5
+# So many frames lost in a row let a query go first. On 70 generated workloads that lose frames, with 4: worst goodput
+# .476, 11 queries below .2, mean .796; with 5: .468, 23, .797; with 3: .488, 9, .794; had it only gone first where its
+# weights are there, with 5: .447, 29, .797.
+_STARVING_FRAMES = 4
 
 
 class Verdicts:
@@ -52,3 +55,7 @@ class Verdicts:
     def starving(self) -> Set[str]:
         """Queries that have lost many frames in a row: they may come just after their turns, again and again."""
         return self._starving
+
+    def starving_first(self, queries: Iterable[PlannedQuery]) -> Iterable[PlannedQuery]:
+        """The same queries, those that have lost many frames in a row before all others."""
+        return sorted(queries, key=lambda query: query.name not in self._starving) if self._starving else queries
