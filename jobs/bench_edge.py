@@ -141,7 +141,9 @@ def main() -> None:
     }
     print("\n".join(edge_results.table(record, options.base)))
     if not options.no_record:
-        path = records.write(record, f"{'study_' if options.study else ''}{options.device}-simulated{options.name}")
+        path = records.write(
+            record, f"{'study_' if options.study else ''}{options.device}-simulated{options.name}", indent=None
+        )
         print(f"raw numbers: {path}")
         if options.study:
             import plot_edge

@@ -33,10 +33,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def write(record: dict[str, Any], machine: str, out: Path | None = None) -> Path:
-    """Write a record as results/NAME_MACHINE_DATE.json, or where it is wanted."""
+def write(record: dict[str, Any], machine: str, out: Path | None = None, *, indent: int | None = 1) -> Path:
+    """Write a record as results/NAME_MACHINE_DATE.json, or where it is wanted; large ones without `indent`."""
     path = path_of(record, machine) if out is None else out
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(record, indent=indent) + "\n", encoding="utf-8")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,11 +87,12 @@ class Extent(NamedTuple):
         """Whether the other one is a slice of this, or the same."""
         mine = {tensor.name: tensor.shape for tensor in self.tensors}
         return mine.keys() == {tensor.name for tensor in other.tensors} and all(
-            _covers(mine[tensor.name], tensor.shape) for tensor in other.tensors
+            covers(mine[tensor.name], tensor.shape) for tensor in other.tensors
         )
 
 
-def _covers(larger: tuple[int, ...], smaller: tuple[int, ...]) -> bool:
+def covers(larger: Sequence[int], smaller: Sequence[int]) -> bool:
+    """Whether a tensor of the smaller shape is the first rows, columns ... of one of the larger."""
     return len(larger) == len(smaller) and all(few <= many for few, many in zip(smaller, larger, strict=True))
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gemel_ray.spec.errors import ModelError
-from gemel_ray.spec.layers import LayerRef
+from gemel_ray.spec.layers import LayerRef, covers
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Start
 from gemel_ray.vision.deltas import correct, effective_weight
@@ -45,7 +45,7 @@ def bind(models: Models, configuration: MergeConfiguration, *, start: Start = "m
 def _tie(members: Sequence[LayerRef], modules: Sequence[nn.Module], name: str, start: Start) -> None:
     parameters = [module.get_parameter(name) for module in modules]
     shared = max(parameters, key=torch.Tensor.numel)
-    if not all(_is_slice(parameter, shared) for parameter in parameters):
+    if not all(covers(shared.shape, parameter.shape) for parameter in parameters):
         shapes = {str(member): tuple(p.shape) for member, p in zip(members, parameters, strict=True)}
         raise ModelError(f"layers cannot share '{name}': {shapes} are not all slices of the largest; share others")
     if start != "member":
@@ -54,12 +54,6 @@ def _tie(members: Sequence[LayerRef], modules: Sequence[nn.Module], name: str, s
     slices = {tuple(parameter.shape): _slice(shared, parameter) for parameter in parameters}
     for module, parameter in zip(modules, parameters, strict=True):
         module.register_parameter(name, slices[tuple(parameter.shape)])
-
-
-def _is_slice(parameter: torch.Tensor, whole: torch.Tensor) -> bool:
-    return parameter.dim() == whole.dim() and all(
-        few <= many for few, many in zip(parameter.shape, whole.shape, strict=True)
-    )
 
 
 def _slice(shared: nn.Parameter, like: nn.Parameter) -> nn.Parameter:

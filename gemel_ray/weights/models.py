@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from gemel_ray.spec.errors import StoreError, nearest
-from gemel_ray.spec.layers import LayerRef
+from gemel_ray.spec.layers import LayerRef, covers
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import REMAINDER, BlobInfo
 from gemel_ray.weights.store import Store
@@ -94,7 +94,7 @@ def _check_equal(layers: Mapping[LayerRef, Tensors], whole: LayerRef) -> None:
 def _equal(whole: Tensors, other: Tensors) -> bool:
     return whole.keys() == other.keys() and all(
         whole[name].dtype == other[name].dtype
-        and whole[name].dim() == other[name].dim()
+        and covers(whole[name].shape, other[name].shape)
         and torch.equal(narrowed(whole[name], other[name].shape), other[name])
         for name in whole
     )

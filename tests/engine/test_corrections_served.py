@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_release import CLASSIFIERS, noise, publish_tiny_release
+from served import assert_answers_as_computed_directly
+from tiny_release import CLASSIFIERS, publish_tiny_release
 
-from gemel_ray.engine.engine import Engine
 from gemel_ray.vision.exporting import export_query
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.models import BlobReader, load_state
@@ -22,16 +22,7 @@ def test_answers_equal_a_direct_forward_pass(corrected, tmp_path):
     store = open_store(corrected.store)
     cache = LocalCache(store, tmp_path / "cache")
     cache.bring(corrected.manifest)
-    engine = Engine(budget_bytes=int(0.8 * corrected.manifest.bytes_after), device="cpu", threads=1)
-    engine.start(corrected.manifest, cache.fetch)
-    try:
-        for frame in (noise(1), noise(2)):
-            answers = {query: engine.submit(query, frame, droppable=False) for query in CLASSIFIERS}
-            for query, answer in answers.items():
-                assert [answer.result(timeout=120).answer] == corrected.direct(query, [frame])
-        assert 0 < engine.status().peak_bytes <= 0.8 * corrected.manifest.bytes_after
-    finally:
-        engine.stop()
+    assert_answers_as_computed_directly(corrected, cache, 0.8 * corrected.manifest.bytes_after)
 
 
 def test_the_release_holds_one_copy_and_a_correction_for_each(corrected):

@@ -1,7 +1,8 @@
 """A release whose smaller layers are slices of larger ones: one copy on the device, answers as computed directly."""
 
 import pytest
-from tiny_release import CLASSIFIERS, noise, publish_tiny_release
+from served import assert_answers_as_computed_directly
+from tiny_release import CLASSIFIERS, publish_tiny_release
 
 from gemel_ray.engine.engine import Engine
 from gemel_ray.policy.sharing import as_released, models_of, whole_models
@@ -35,16 +36,7 @@ def test_the_release_weighs_what_the_bound_models_do(sliced):
 def test_answers_equal_a_direct_forward_pass_while_weights_come_and_go(sliced, cache):
     # Two kinds of models in a budget that holds the common copies, but not everything beside them.
     budget_bytes = max(sliced.bytes_of(query) for query in CLASSIFIERS) + (1 << 20)
-    engine = Engine(budget_bytes=budget_bytes, device="cpu", threads=1)
-    engine.start(sliced.manifest, cache.fetch)
-    try:
-        for frame in (noise(1), noise(2)):
-            answers = {query: engine.submit(query, frame, droppable=False) for query in CLASSIFIERS}
-            for query, answer in answers.items():
-                assert [answer.result(timeout=120).answer] == sliced.direct(query, [frame])
-        assert 0 < engine.status().peak_bytes <= budget_bytes
-    finally:
-        engine.stop()
+    assert_answers_as_computed_directly(sliced, cache, budget_bytes)
 
 
 def test_a_slice_that_does_not_fit_the_model_is_named(sliced, cache):
