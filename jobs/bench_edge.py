@@ -5,8 +5,8 @@
     ray job submit --working-dir . -- python jobs/bench_edge.py --study
 
 Workloads are those of edge_workloads. Each one is simulated by itself: as a Ray task where this runs on a cluster, in
-processes of this machine elsewhere. A plan is chosen on cameras whose first frames are evenly spread, and measured on
-cameras whose first frames come at random times. The record goes to jobs/results/, a table to stdout.
+processes of this machine elsewhere. A plan is chosen on the frames of the first six seconds, as a box chooses anew once
+it has seen when they come, and measured on those that come after. The record goes to jobs/results/, a table to stdout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ import edge_results
 import records
 from edge_workloads import LEVELS, Case, case_of
 
-from gemel_ray.edge.simulation import cameras_of, choose_plan, measure, play
+from gemel_ray.edge.choosing import TRIED_MS, choose_plan
+from gemel_ray.edge.simulation import measure, play
 from gemel_ray.edge.traffic import periodic
 from gemel_ray.policy.baselines import POLICIES, candidate_plans, find_policy
 from gemel_ray.policy.estimates import RATES
@@ -56,8 +57,9 @@ def simulated(case: Case, policy: str, budget_bytes: int, seconds: float) -> lis
     """The measured columns of one run."""
     models = case.stems if policy == "stem" else case.merged
     plans = candidate_plans(find_policy(policy), models, case.profile, budget_bytes=budget_bytes)
-    chosen = choose_plan(plans, cameras_of(models))
-    found = measure(policy, chosen.plan, play(chosen, periodic(case.cameras, seconds * 1000)))
+    frames = periodic(case.cameras, TRIED_MS + seconds * 1000)
+    plan = choose_plan(plans, [[frame for frame in frames if frame.arrived_ms < TRIED_MS]])
+    found = measure(policy, plan, play(plan, [frame for frame in frames if frame.arrived_ms >= TRIED_MS]))
     return [
         round(found.mean_goodput_fraction, 5),
         round(found.worst_goodput_fraction, 5),

@@ -20,7 +20,7 @@ from typing import Any
 
 import records
 
-from gemel_ray.edge.simulation import simulate
+from gemel_ray.edge.playing import simulate
 from gemel_ray.policy.placement import deal_in_turn, place
 from gemel_ray.policy.sharing import ModelLayer, ServedModel
 from gemel_ray.spec.placement import Placement

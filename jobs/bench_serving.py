@@ -2,7 +2,8 @@
 
     gemel demo && python jobs/bench_serving.py gemel-demo
 
-Plays recorded frames at their cameras' speed inside one process (no Ray, no HTTP), several runs each, interleaved.
+Plays recorded frames at their cameras' speed inside one process (no Ray, no HTTP), several runs each, interleaved. The
+first seconds are not counted: after them each engine takes another plan if that would have answered more of them.
 Beside each measured goodput stands what the simulator predicts from a profile measured just before that run: a shared
 machine is faster in one minute than in the next.
 """
@@ -13,18 +14,19 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import records
 
-from gemel_ray.demo.comparison import Played, Recording, record, summarise
+from gemel_ray.demo.comparison import Recording, record, summarise
 from gemel_ray.edge.simulation import cameras_of, measure, play
 from gemel_ray.edge.traffic import periodic
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.profiling import measure_profile
 from gemel_ray.policy.sharing import models_of
+from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes, parse_bytes
@@ -48,25 +50,35 @@ CASES = (
 def run_case(
     manifest: Manifest, cache: LocalCache, profile: DeviceProfile, recordings: Mapping[str, Recording],
     policy: str, budget_bytes: int, options: argparse.Namespace,
-) -> tuple[Played, float]:  # fmt: skip
-    """One run, measured, and the mean goodput that the simulator predicts for it."""
+) -> dict[str, Any]:  # fmt: skip
+    """One run, measured, the mean goodput that the simulator predicts for it, and what became of the plan."""
     engine = Engine(
         budget_bytes=budget_bytes, device=options.device, threads=options.threads, policy=policy, reload_from="disk"
     )
     engine.start(manifest, cache.fetch, profile)
     try:
-        planned = engine.planned
-        found = engine.replay(
-            {name: recording.frames for name, recording in recordings.items()},
-            {name: recording.query.fps for name, recording in recordings.items()},
-            {name: recording.query.slo_ms for name, recording in recordings.items()},
-        )
+        replay(engine, recordings, options.warm_up_seconds)
+        reconsidered = engine.reconsider()
+        plan, before = engine.plan, engine.status()
+        found = replay(engine, recordings, options.seconds)
         played = summarise(found, recordings, engine.status())
+        played = replace(played, loaded_bytes=played.loaded_bytes - before.loaded_bytes)
     finally:
         engine.stop()
     cameras = cameras_of(models_of(manifest))
-    trace = play(planned, periodic(cameras, options.seconds * 1000))
-    return played, measure(policy, planned.plan, trace).mean_goodput_fraction
+    trace = play(plan, periodic(cameras, options.seconds * 1000))
+    simulated = measure(policy, plan, trace).mean_goodput_fraction
+    return asdict(played) | {"simulated_goodput": simulated, "reconsidered": str(reconsidered)}
+
+
+def replay(engine: Engine, recordings: Mapping[str, Recording], seconds: float) -> list[FrameAnswer]:
+    """So much of the recordings."""
+    queries = {name: recording.query for name, recording in recordings.items()}
+    return engine.replay(
+        {name: recordings[name].frames[: round(seconds * query.fps)] for name, query in queries.items()},
+        {name: query.fps for name, query in queries.items()},
+        {name: query.slo_ms for name, query in queries.items()},
+    )
 
 
 def bench(
@@ -85,8 +97,8 @@ def bench(
             budget_bytes, manifest = _AMPLE_BYTES if ample else options.memory, manifests[which]
             profile = measure_profile(manifest, cache.fetch, options.device, repeats=9, reload_from="disk")
             profiles[f"{name}, run {run}"] = profile
-            played, simulated = run_case(manifest, cache, profile, recordings, policy, budget_bytes, options)
-            rows.append({"case": name, "run": run, "simulated_goodput": simulated, **asdict(played)})
+            found = run_case(manifest, cache, profile, recordings, policy, budget_bytes, options)
+            rows.append({"case": name, "run": run, **found})
             print(line(name, [rows[-1]]), flush=True)
     return profiles, rows
 
@@ -115,6 +127,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--memory", type=parse_bytes, default=None, help="the budget; the workload's node's without it")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--warm-up-seconds", type=float, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--machine", default="cpu", help="a short name for the record's file")

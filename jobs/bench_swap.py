@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -199,7 +200,7 @@ def _cycled(manifest: Manifest, cache: LocalCache, device: torch.device, share_h
     trace = Trace(torch_device)
     _bring(torch_device, plan, rounds)
     verdicts: list[Verdict] = []
-    run(Scheduler(plan, work_conserving=False), trace, verdicts.append)
+    run(Scheduler(replace(plan, work_conserving=False)), trace, verdicts.append)
     usage = torch_device.usage()
     torch_device.close()
     turns = _missing_by_turn(trace, plan)

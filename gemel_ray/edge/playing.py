@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from gemel_ray.edge.choosing import choose_plan, expected_traffic
 from gemel_ray.edge.chrome_trace import ChromeEvent, chrome_trace
 from gemel_ray.edge.metrics import standing_answers
-from gemel_ray.edge.simulation import Simulation, cameras_of, choose_plan, measure, play
-from gemel_ray.edge.traffic import periodic
+from gemel_ray.edge.simulation import Simulation, cameras_of, measure, play
+from gemel_ray.edge.trace import Trace
+from gemel_ray.edge.traffic import Camera, periodic
 from gemel_ray.policy.baselines import candidate_plans, find_policy
 from gemel_ray.policy.sharing import Models
 from gemel_ray.spec.errors import OverBudgetError
+from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.profile import DeviceProfile
 
 
@@ -37,17 +40,47 @@ class Played:
     trace: Sequence[ChromeEvent] | None = None
 
 
+def simulate(
+    models: Models,
+    profile: DeviceProfile,
+    policy: str,
+    *,
+    budget_bytes: int,
+    duration_ms: float,
+    cameras: Sequence[Camera] | None = None,
+) -> Simulation:
+    """Run a policy of policy.baselines on a simulated device whose costs are the profile's.
+
+    `cameras` are those of `cameras_of` unless given. Raises InputError for an unknown policy, OverBudgetError when one
+    query alone does not fit, ServingError when the profile lacks a query.
+    """
+    cameras = cameras_of(models) if cameras is None else cameras
+    plan, trace = _played(models, profile, policy, cameras, budget_bytes, duration_ms)
+    return measure(policy, plan, trace)
+
+
 def play_asked(models: Models, profile: DeviceProfile, asked: Asked) -> Played:
     """Plan, choose, simulate, measure. Raises ServingError when the profile lacks a query."""
     cameras = cameras_of(models)
     try:
-        plans = candidate_plans(find_policy(asked.policy), models, profile, budget_bytes=asked.budget_bytes)
+        plan, trace = _played(models, profile, asked.policy, cameras, asked.budget_bytes, asked.duration_ms)
     except OverBudgetError as error:
         return Played(problem=str(error))
-    chosen = choose_plan(plans, cameras)
-    trace = play(chosen, periodic(cameras, asked.duration_ms))
     return Played(
-        measure(asked.policy, chosen.plan, trace),
+        measure(asked.policy, plan, trace),
         standing=standing_answers(trace.verdicts) if asked.wants_standing else None,
         trace=chrome_trace(trace) if asked.wants_trace else None,
     )
+
+
+def _played(
+    models: Models,
+    profile: DeviceProfile,
+    policy: str,
+    cameras: Sequence[Camera],
+    budget_bytes: int,
+    duration_ms: float,
+) -> tuple[EdgePlan, Trace]:
+    plans = candidate_plans(find_policy(policy), models, profile, budget_bytes=budget_bytes)
+    plan = choose_plan(plans, expected_traffic(cameras))
+    return plan, play(plan, periodic(cameras, duration_ms))

@@ -12,7 +12,7 @@ from gemel_ray.edge.turnset import TurnSet
 from gemel_ray.policy.eviction import EVICTIONS, furthest_next_use, turns_ahead, turns_of
 from gemel_ray.policy.residency import Swap, plan_ahead, that_fit
 from gemel_ray.spec.actions import Action, Done, Evict, Infer, Load
-from gemel_ray.spec.errors import ServingError, nearest
+from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 
@@ -22,12 +22,10 @@ class Residents:
     Never plans to evict what is still on its way: a device cannot.
     """
 
-    def __init__(self, plan: EdgePlan, eviction: str) -> None:
-        if eviction not in EVICTIONS:
-            raise ServingError(f"no eviction policy {eviction!r}; {nearest(eviction, EVICTIONS)}")
+    def __init__(self, plan: EdgePlan) -> None:
         self._ledger = Ledger(plan.budget_bytes)
         self._plan = plan
-        self._eviction = EVICTIONS[eviction]
+        self._eviction = EVICTIONS[plan.eviction]
         self._turns = turns_of([query.weights for query in plan.queries])
         self._ahead: dict[int, Mapping[str, float]] = {}
         self._turn_of = {query.name: turn for turn, query in enumerate(plan.queries)}
@@ -59,6 +57,7 @@ class Residents:
             weight_bytes={weight: former.weight_bytes[weight] for weight in held} | dict(plan.weight_bytes),
             load_ms={weight: former.load_ms[weight] for weight in held} | dict(plan.load_ms),
         )
+        self._eviction = EVICTIONS[plan.eviction]
         self._turns = turns_of([query.weights for query in plan.queries])
         self._ahead.clear()
         self._missing_of.clear()

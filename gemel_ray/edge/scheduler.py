@@ -24,18 +24,15 @@ class Scheduler:
     action.
     """
 
-    def __init__(self, plan: EdgePlan, *, eviction: str = "furthest_next_use", work_conserving: bool = True) -> None:
-        """`eviction` names a policy of policy.eviction. Without overlap no scheduler is work-conserving.
-
-        Raises OverBudgetError for a query that does not fit at its batch size, ServingError for a plan that is not
-        whole.
-        """
+    def __init__(self, plan: EdgePlan) -> None:
+        """Raises OverBudgetError for a query that does not fit at its batch size, ServingError for a plan that is not
+        whole or names an eviction policy that is not there."""
         check_plan(plan)
         self._plan = plan
         # The plan to follow once the inference under way has ended.
         self._next: EdgePlan | None = None
-        self._is_work_conserving = work_conserving and plan.overlap
-        self._residents = Residents(plan, eviction)
+        self._is_work_conserving = plan.work_conserving and plan.overlap
+        self._residents = Residents(plan)
         self._round = RoundRobin(plan.queries)
         self._pending = AllPending(plan)
         self._verdicts = Verdicts(plan.names)
@@ -97,6 +94,7 @@ class Scheduler:
         self._residents.follow(plan)
         self._preparing = None
         self._retried.clear()
+        self._is_work_conserving = plan.work_conserving and plan.overlap
         self._plan, self._next = plan, None
 
     def _end_load(self, done: Done, load: Load) -> None:

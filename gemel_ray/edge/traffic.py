@@ -29,6 +29,11 @@ def periodic(cameras: Sequence[Camera], duration_ms: float) -> tuple[Frame, ...]
     return tuple(_frame(cameras[place], number, arrived_ms) for number, (arrived_ms, place) in enumerate(arrivals))
 
 
+def before(end_ms: float, frames: Sequence[Frame]) -> tuple[Frame, ...]:
+    """Those of the frames that arrive sooner than `end_ms`."""
+    return tuple(frame for frame in frames if frame.arrived_ms < end_ms)
+
+
 def spread(cameras: Sequence[Camera]) -> tuple[Camera, ...]:
     """The same cameras with their first frames spread evenly over one frame period, as unrelated cameras' are."""
     return tuple(

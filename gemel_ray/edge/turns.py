@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gemel_ray.policy.eviction import EVICTIONS
 from gemel_ray.spec.actions import Frame, Infer
-from gemel_ray.spec.errors import OverBudgetError, ServingError
+from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 
@@ -23,7 +24,10 @@ class Turn:
 
 
 def check_plan(plan: EdgePlan) -> None:
-    """Raise OverBudgetError for a query that does not fit at its batch size, ServingError for a plan with gaps."""
+    """Raise OverBudgetError for a query that does not fit at its batch size, ServingError for a plan with gaps or an
+    eviction policy that is not there."""
+    if plan.eviction not in EVICTIONS:
+        raise ServingError(f"no eviction policy {plan.eviction!r}; {nearest(plan.eviction, EVICTIONS)}")
     for query in plan.queries:
         if lost := [
             weight for weight in query.weights if not {weight} <= plan.weight_bytes.keys() & plan.load_ms.keys()

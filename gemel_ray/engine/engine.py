@@ -12,25 +12,28 @@ from functools import partial
 
 import torch
 
+from gemel_ray.edge.choosing import choose_plan, expected_traffic
 from gemel_ray.edge.ledger import Ledger
-from gemel_ray.edge.simulation import cameras_of, choose_plan
-from gemel_ray.engine import measuring, profiling, replaying
+from gemel_ray.edge.reconsidering import Reconsidered
+from gemel_ray.edge.simulation import cameras_of
+from gemel_ray.engine import measuring, profiling, replanning, replaying
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.devices import find_device
 from gemel_ray.engine.kinds import KindCosts
 from gemel_ray.engine.models import Skeleton, build_skeletons
+from gemel_ray.engine.replanning import Replanner
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.sampling import Sampler
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.engine.stems import MOST_FRACTION, StemSharing
-from gemel_ray.policy.baselines import PolicyPlan, find_policy, fits_whole, variants
-from gemel_ray.policy.planning import in_order_of_use
-from gemel_ray.policy.sharing import by_blob, models_of
-from gemel_ray.policy.transition import changed_queries, labelled, restricted
+from gemel_ray.policy.baselines import Candidate, fits_whole
+from gemel_ray.policy.released import on_weight_sets, released_plans
+from gemel_ray.policy.sharing import models_of
+from gemel_ray.policy.transition import changed_queries, restricted
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.errors import OverBudgetError, ServingError
 from gemel_ray.spec.plan import EdgePlan
@@ -55,13 +58,14 @@ class Engine:
         reload_from: ReloadFrom = "memory",
         policy: str = "ours_released",
         ways: Sequence[Way] = (),
+        replan_every_s: float | None = None,
     ) -> None:
         """`device` is 'auto' (CUDA where there is one), 'cpu', 'cuda' or 'cuda:N'; `threads` bounds a CPU inference.
 
         `reload_from` says where evicted weights come back from, see engine.copying. `policy` is one of
         policy.baselines; all of them run on the weight sets of the release. `ways` of computing are tried when a
-        profile is measured here, see engine.ways; a profile that is given says itself. Raises InputError for a device
-        or a policy that is not there.
+        profile is measured here, see engine.ways; a profile that is given says itself. `reconsider` is called every
+        `replan_every_s` seconds unless that is None. Raises InputError for a device or a policy that is not there.
         """
         self.budget_bytes = budget_bytes
         self.device = find_device(device)
@@ -69,7 +73,8 @@ class Engine:
         self._threads = threads
         self._ways = ways
         self._reload_from = reload_from
-        self._policy = replace(find_policy(policy), sharing=by_blob, has_all_memory=False, alternatives=())
+        on_weight_sets(policy)
+        self._policy = policy
         self.costs = KindCosts(ways)
         # Of the budget, set aside for stems that several queries share.
         self.kept_bytes = 0
@@ -77,6 +82,8 @@ class Engine:
         # Is offered every frame that is submitted; None where nobody watches for drift.
         self.sampler: Sampler | None = None
         self._run: ReleaseRun | None = None
+        self._replan_every_s = replan_every_s
+        self._replanner: Replanner | None = None
         self._lock = threading.Lock()
         self._rolling = threading.Lock()
 
@@ -91,6 +98,8 @@ class Engine:
             if self._run is not None:
                 raise ServingError(f"release {self._run.manifest.release} is being served; stop the engine first")
             self._run = self._started(manifest, fetch, profile)
+            if self._replan_every_s is not None:
+                self._replanner = Replanner(self.reconsider, self._replan_every_s)
         log.info("serving release %d: %d queries on %s", manifest.release, len(manifest.queries), self.device)
 
     def measure(self, manifest: Manifest, fetch: Fetch) -> None:
@@ -122,6 +131,14 @@ class Engine:
         log.info("serving release %d: %d queries have changed", manifest.release, len(changed))
         return changed
 
+    def reconsider(self) -> Reconsidered | None:
+        """Follow another plan from now on if it would have answered clearly more of the last seconds' frames.
+
+        None where there is nothing to win, or a release is being rolled out. Looks for it in a process of its own.
+        Raises ServingError where that fails, and when nothing is being served.
+        """
+        return replanning.reconsider(self._running(), self.costs, self._policy, self._rolling)
+
     def submit(
         self, query: str, image: Image, *, slo_ms: float | None = None, droppable: bool = True
     ) -> Future[FrameAnswer]:
@@ -147,9 +164,9 @@ class Engine:
         return replaying.replay(self._running(), streams, fps, slo_ms)
 
     @property
-    def planned(self) -> PolicyPlan:
-        """What the scheduler runs. ServingError when nothing is being served."""
-        return self._running().planned
+    def plan(self) -> EdgePlan:
+        """What the scheduler follows. ServingError when nothing is being served."""
+        return self._running().plan
 
     @property
     def residence(self) -> Residence:
@@ -163,6 +180,9 @@ class Engine:
     def stop(self) -> None:
         """Take no more frames, resolve every future, free all weights. Does nothing when stopped."""
         with self._lock:
+            if self._replanner is not None:
+                self._replanner.stop()
+                self._replanner = None
             if self._run is not None:
                 self._run.stop()
                 self._run = None
@@ -170,7 +190,8 @@ class Engine:
     @contextmanager
     def _changing(self) -> Iterator[ReleaseRun]:
         """One at a time changes what is being served."""
-        if not self._rolling.acquire(blocking=False):
+        # A change of plans takes no longer than an inference.
+        if not self._rolling.acquire(timeout=1.0):
             raise ServingError("another release is being rolled out; wait until it is served")
         try:
             yield self._running()
@@ -181,7 +202,7 @@ class Engine:
         if unknown := self.costs.unknown(manifest):
             some = restricted(manifest, unknown)
             check_fits(some, self.budget_bytes)
-            measure = self._measuring(some, fetch, run.planned.plan.budget_bytes)
+            measure = self._measuring(some, fetch, run.plan.budget_bytes)
             self.costs.learn(some, measuring.measure_beside(run, some, measure))
 
     def _measuring(self, manifest: Manifest, fetch: Fetch, budget_bytes: int) -> Callable[[], DeviceProfile]:
@@ -210,10 +231,13 @@ class Engine:
             self.measure(manifest, fetch)
             profile = self.costs.profile(manifest)
         self.costs.learn(manifest, profile)
+        if not self.costs.unknown(manifest):
+            # Models of one form cost the same, now and in all later plans, so that these differ in what they decide.
+            profile = self.costs.profile(manifest)
         _compute_as_measured(skeletons, profile)
-        planned = self._planned(manifest, profile, self.budget_bytes)
+        plan = self._planned(manifest, profile, self.budget_bytes)
         self._stems.learn(manifest, skeletons)
-        self.kept_bytes = self._stems.share(manifest, skeletons, blobs, _most_kept_bytes(planned.plan))
+        self.kept_bytes = self._stems.share(manifest, skeletons, blobs, _most_kept_bytes(plan))
         ledger = Ledger(self.budget_bytes)
         ledger.reserve_workspace(self.kept_bytes)
         device = TorchDevice(
@@ -225,28 +249,23 @@ class Engine:
             threads=self._threads,
         )
         device.take_in({(name, manifest.release): found for name, found in skeletons.items()})
-        within = replace(planned.plan, budget_bytes=self.budget_bytes - self.kept_bytes)
-        return ReleaseRun(manifest, replace(planned, plan=within), device)
+        return ReleaseRun(manifest, replace(plan, budget_bytes=self.budget_bytes - self.kept_bytes), device)
 
-    def _planned(self, manifest: Manifest, profile: DeviceProfile, budget_bytes: int) -> PolicyPlan:
-        models = models_of(manifest)
-        plans = [
-            replace(each, plan=labelled(in_order_of_use(each.plan, manifest, profile), manifest.release))
-            for each in variants(self._policy, models, profile, budget_bytes=budget_bytes)
-        ]
-        return choose_plan(plans, cameras_of(models))
+    def _planned(self, manifest: Manifest, profile: DeviceProfile, budget_bytes: int) -> EdgePlan:
+        plans = released_plans(manifest, profile, self._policy, budget_bytes=budget_bytes)
+        return choose_plan([Candidate(plan) for plan in plans], expected_traffic(cameras_of(models_of(manifest))))
 
     def _prepared(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> Rollout:
         """The rollout of a release whose models are built and fit."""
         check_fits(manifest, self.budget_bytes)
         profile = self.costs.profile(manifest)
-        planned = self._planned(manifest, profile, self.budget_bytes - self.kept_bytes)
+        plan = self._planned(manifest, profile, self.budget_bytes - self.kept_bytes)
         blobs = open_blobs(manifest, fetch)
         changed = restricted(manifest, changed_queries(run.manifest, manifest))
         new = build_skeletons(changed, blobs, self.device, allow_factories=self._allow_factories)
         _compute_as_measured(new, profile)
         run.device.take_blobs(blobs, lambda weight: open_blob(fetch(weight)))
-        return Rollout(run, manifest, planned, new)
+        return Rollout(run, manifest, plan, new)
 
     def _share_stems(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> None:
         """Of a release that is being served by now, within what was set aside at the start."""

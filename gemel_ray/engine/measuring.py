@@ -47,7 +47,7 @@ def measure_beside(run: ReleaseRun, manifest: Manifest, measure: Callable[[], De
 
     Raises ServingError where it fails or does not end, and when the engine is stopped meanwhile.
     """
-    old, plan, asked = run.manifest, run.planned.plan, next(iter(manifest.queries))
+    old, plan, asked = run.manifest, run.plan, next(iter(manifest.queries))
     name, measurement = trial_name(asked, manifest.release), Measurement(measure)
     run.device.take_in({(name, manifest.release): measurement})
     follow(run, with_all_memory(plan, name, manifest.release), {**old.queries, name: manifest.queries[asked]})

@@ -19,7 +19,6 @@ from gemel_ray.engine.measuring import follow
 from gemel_ray.engine.models import Skeleton
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.samples import Sample, what_is_wrong
-from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.policy.transition import changed_queries, compared_queries, mixed_plan, trial_name
 from gemel_ray.spec.answers import Answer, FrameAnswer
 from gemel_ray.spec.errors import ServingError
@@ -42,7 +41,7 @@ class Rollout:
 
     run: ReleaseRun
     manifest: Manifest
-    planned: PolicyPlan
+    plan: EdgePlan
     built: Mapping[str, Skeleton]
 
     def do(self) -> tuple[str, ...]:
@@ -51,7 +50,7 @@ class Rollout:
         Raises RefusedReleaseError for a model that fails its trial, ServingError when the engine is stopped meanwhile.
         The old release answers all its queries again by then.
         """
-        old, old_plan = self.run.manifest, self.run.planned.plan
+        old, old_plan = self.run.manifest, self.run.plan
         changed = changed_queries(old, self.manifest)
         self._introduce(old)
         try:
@@ -59,7 +58,7 @@ class Rollout:
         except Exception:
             self._go_back(old, old_plan)
             raise
-        self.run.settle(self.manifest, self.planned)
+        self.run.settle(self.manifest, self.plan)
         self.run.device.keep(self.manifest.release, self.manifest.queries)
         return changed
 
@@ -73,13 +72,13 @@ class Rollout:
     def _switch(self, old: Manifest, old_plan: EdgePlan, changed: Collection[str]) -> None:
         compared, switched = compared_queries(old, self.manifest), set[str]()
         for name in changed:
-            tried = mixed_plan(old_plan, self.planned.plan, switched, name)
+            tried = mixed_plan(old_plan, self.plan, switched, name)
             follow(self.run, tried, self._asked(old, switched, name))
             self._try(name, is_compared=name in compared)
             switched.add(name)
-            follow(self.run, mixed_plan(old_plan, self.planned.plan, switched), self._asked(old, switched))
+            follow(self.run, mixed_plan(old_plan, self.plan, switched), self._asked(old, switched))
             self.run.samples.forget(name)
-        follow(self.run, self.planned.plan, self.manifest.queries)
+        follow(self.run, self.plan, self.manifest.queries)
 
     def _asked(self, old: Manifest, switched: Collection[str], tried: str | None = None) -> Mapping[str, ReleasedQuery]:
         """Whom a mixed plan answers."""

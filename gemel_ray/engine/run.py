@@ -11,13 +11,13 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from gemel_ray.edge.loop import run
+from gemel_ray.edge.recent import Recent, RecentTraffic
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.turns import check_plan
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.frames import check_frame
 from gemel_ray.engine.samples import Samples
 from gemel_ray.engine.status import EngineStatus, Tally
-from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.spec.actions import Answered, Frame, Verdict
 from gemel_ray.spec.answers import Answer, FrameAnswer
 from gemel_ray.spec.errors import ServingError, nearest
@@ -45,13 +45,16 @@ class ReleaseRun:
     Ends by `stop`, or with the failure that ended its loop. What a new release asks of it is in engine.rollout.
     """
 
-    def __init__(self, manifest: Manifest, planned: PolicyPlan, device: TorchDevice) -> None:
+    def __init__(self, manifest: Manifest, plan: EdgePlan, device: TorchDevice) -> None:
         self.manifest = manifest
-        self.planned = planned
+        self.plan = plan
         self._shared = shared_blobs(manifest)
         self.device = self._device = device
         self.samples = Samples()
-        self._scheduler = Scheduler(planned.plan, eviction=planned.eviction, work_conserving=planned.work_conserving)
+        self._scheduler = Scheduler(plan)
+        self._recent = Recent()
+        # How often another plan has taken over while the release stayed.
+        self.replans = 0
         # What is asked for now, and counts of all that ever was.
         self._queries: Mapping[str, ReleasedQuery] = manifest.queries
         self._tallies = {name: Tally() for name in manifest.queries}
@@ -108,10 +111,11 @@ class ReleaseRun:
             self._check_open(0)
         return self._scheduler.plan is plan
 
-    def settle(self, manifest: Manifest, planned: PolicyPlan) -> None:
+    def settle(self, manifest: Manifest, plan: EdgePlan) -> None:
         """Take note that a release is being served now, in which a plan followed before has ended."""
         with self._lock:
-            self.manifest, self.planned = manifest, planned
+            self.manifest, self.plan = manifest, plan
+            self._recent = Recent()
             self._shared = shared_blobs(manifest)
             self._tallies = {name: self._tallies[name] for name in manifest.queries} | {
                 pending.frame.query: self._tallies[pending.frame.query] for pending in self._pending.values()
@@ -125,6 +129,11 @@ class ReleaseRun:
                 self._device.stop()
         self._thread.join()
 
+    def recent(self) -> RecentTraffic | None:
+        """What has come of the last seconds with this plan; None as long as that is too little."""
+        with self._lock:
+            return self._recent.traffic(self.manifest.queries)
+
     def status(self) -> EngineStatus:
         """The release and its queries right now."""
         device = self._device
@@ -137,6 +146,7 @@ class ReleaseRun:
             shared_bytes=device.resident_bytes_of(self._shared),
             failure=self._failure,
             queries=queries,
+            replans=self.replans,
             **asdict(device.usage()),
         )
 
@@ -167,6 +177,8 @@ class ReleaseRun:
 
     def _on_verdict(self, verdict: Verdict) -> None:
         """Called on the loop's thread for every frame."""
+        with self._lock:
+            self._recent.take(verdict)
         frame = verdict.frame
         answer = self._device.answers.pop(frame.frame, None)
         if isinstance(verdict, Answered):

@@ -60,6 +60,8 @@ class EngineStatus(DeviceUsage):
     # Why it takes no more frames, when that was nobody's wish.
     failure: str | None
     queries: dict[str, QueryStatus]
+    # How often another plan was found to be better; see edge.reconsidering.
+    replans: int = 0
 
 
 @dataclass(slots=True)

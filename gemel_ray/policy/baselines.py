@@ -36,11 +36,11 @@ class Policy:
     # The order of fewest bytes moved, or the given one.
     plans_order: bool = True
     max_batch: int = 8
-    # While a turn's weights load, others that are ready may compute out of turn.
+    # As in EdgePlan.
     work_conserving: bool = True
     # Memory for everything, whatever the node has.
     has_all_memory: bool = False
-    # Other policies that a short simulation may prefer to this one; see edge.simulation.choose_plan.
+    # Other policies that a short simulation may prefer to this one; see edge.choosing.choose_plan.
     alternatives: tuple[str, ...] = ()
 
     @property
@@ -80,13 +80,11 @@ POLICIES: Mapping[str, Policy] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyPlan:
-    """What a policy makes of a node's queries: a plan, and how the scheduler is to run it."""
+class Candidate:
+    """One of several plans for the same queries; see edge.choosing."""
 
     plan: EdgePlan
-    eviction: str = "furthest_next_use"
-    work_conserving: bool = True
-    # Of a baseline, which is followed unless another plan is clearly better: predictions may be wrong.
+    # To be followed unless another plan is clearly better, since predictions may be wrong.
     is_baseline: bool = False
 
 
@@ -99,34 +97,32 @@ def find_policy(name: str) -> Policy:
 
 def candidate_plans(
     policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
-) -> tuple[PolicyPlan, ...]:
+) -> tuple[Candidate, ...]:
     """The policy's variants, and its alternatives' with planned and with larger batches. See plan_policy."""
-    candidates = list(variants(policy, models, profile, budget_bytes=budget_bytes))
+    candidates = [Candidate(plan) for plan in variants(policy, models, profile, budget_bytes=budget_bytes)]
     for name in () if fits_whole(candidates[0].plan) else policy.alternatives:
         other = find_policy(name)
         found = _with_larger(other, models, profile, budget_bytes=budget_bytes)
-        candidates += [replace(each, is_baseline=not other.work_conserving) for each in found]
+        candidates += [Candidate(plan, is_baseline=not other.work_conserving) for plan in found]
     return tuple(candidates)
 
 
-def variants(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> tuple[PolicyPlan, ...]:
+def variants(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> tuple[EdgePlan, ...]:
     """The policy's own plan, and the same with larger batches; of a work-conserving policy also in strict round robin,
     and with the most recently used weights going first, which keeps a fixed part of them for good. Where everything
     fits, batch sizes are all there is to choose."""
     planned = _with_larger(policy, models, profile, budget_bytes=budget_bytes)
-    if not policy.work_conserving or fits_whole(planned[0].plan):
+    if not policy.work_conserving or fits_whole(planned[0]):
         return planned
     strict = replace(planned[0], work_conserving=False)
     return (*planned, strict, replace(strict, eviction="most_recently_used"))
 
 
-def _with_larger(
-    policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
-) -> tuple[PolicyPlan, ...]:
+def _with_larger(policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int) -> tuple[EdgePlan, ...]:
     """The policy's own plan, and one with the largest batches that fit: which is better depends on what predictions
     leave out, so all policies that batch get both, the baselines too."""
     own = plan_policy(policy, models, profile, budget_bytes=budget_bytes)
-    order = [query.name for query in own.plan.queries]
+    order = [query.name for query in own.queries]
     larger = plan_policy(policy, models, profile, budget_bytes=budget_bytes, order=order, largest_batches=True)
     return (own, larger) if larger != own else (own,)
 
@@ -139,7 +135,7 @@ def plan_policy(
     budget_bytes: int,
     order: Sequence[str] | None = None,
     largest_batches: bool = False,
-) -> PolicyPlan:
+) -> EdgePlan:
     """The order is the policy's unless given. Raises OverBudgetError when one query alone does not fit, ServingError
     when the profile lacks a query."""
     holding = policy.sharing(models)
@@ -153,7 +149,7 @@ def plan_policy(
         order=order if policy.plans_order else tuple(models),
         largest_batches=largest_batches,
     )
-    return PolicyPlan(plan, policy.eviction, policy.work_conserving)
+    return replace(plan, eviction=policy.eviction, work_conserving=policy.work_conserving)
 
 
 def fits_whole(plan: EdgePlan) -> bool:

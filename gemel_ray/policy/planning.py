@@ -26,32 +26,6 @@ class ServedQuery:
     slo_ms: float
 
 
-def plan_node(
-    manifest: Manifest,
-    profile: DeviceProfile,
-    *,
-    budget_bytes: int,
-    max_batch: int = 8,
-    overlap: bool = True,
-    largest_batches: bool = False,
-) -> EdgePlan:
-    """`plan_queries` for all of a release's queries on one device."""
-    queries = {
-        name: ServedQuery(manifest.blobs_of(name), released.query.fps, released.query.slo_ms)
-        for name, released in manifest.queries.items()
-    }
-    weight_bytes = {blob: manifest.blobs[blob].tensor_bytes for query in queries.values() for blob in query.weights}
-    return plan_queries(
-        queries,
-        weight_bytes,
-        profile,
-        budget_bytes=budget_bytes,
-        max_batch=max_batch,
-        overlap=overlap,
-        largest_batches=largest_batches,
-    )
-
-
 def plan_queries(
     queries: Mapping[str, ServedQuery],
     weight_bytes: Mapping[str, int],

@@ -62,6 +62,7 @@ class EdgeBox:
             threads=options.threads or os.cpu_count(),
             reload_from=options.reload_from,
             ways=node.ways,
+            replan_every_s=options.replan_every_s,
         )
         self._node = node.name
         self._changes = StoreChanges(store, follows=release is None)

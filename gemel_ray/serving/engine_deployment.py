@@ -107,6 +107,7 @@ def _engine(node: NodeOptions, *, allow_factories: bool) -> Engine:
         threads=threads,
         reload_from=node.reload_from,
         ways=node.ways,
+        replan_every_s=node.replan_every_s,
     )
 
 

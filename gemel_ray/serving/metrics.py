@@ -46,6 +46,7 @@ _NODE_GAUGES: dict[str, tuple[str, Callable[[NodeReply], Number]]] = {
 _NODE_COUNTERS: dict[str, tuple[str, Callable[[NodeReply], Number]]] = {
     "gemel_node_loads": ("Weight sets loaded", lambda n: n.loads),
     "gemel_node_loaded_bytes": ("Bytes of weights loaded", lambda n: n.loaded_bytes),
+    "gemel_node_replans": ("Times that a better plan was gone over to", lambda n: n.replans),
 }
 _QUERY_GAUGES: dict[str, tuple[str, Callable[[QueryReply], Number]]] = {
     "gemel_query_agreement_ratio": ("Agreement with the original on the gate split", lambda q: q.agreement),

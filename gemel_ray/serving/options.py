@@ -41,6 +41,8 @@ class NodeOptions(Strict):
     # Ways to compute that are tried beside the plain one, and taken where they are a tenth faster: channels_last,
     # bfloat16, float16. Answers then differ by rounding.
     ways: tuple[Way, ...] = ()
+    # A node that loses frames looks so often for a plan that would have answered more of them; None keeps its plan.
+    replan_every_s: Annotated[float, Field(ge=1, le=86_400)] | None = 60
 
 
 class HttpOptions(Strict):
@@ -130,6 +132,8 @@ class EdgeOptions(HttpOptions):
     reload_from: Literal["memory", "disk"] = "memory"
     # Threads of one inference on a CPU; None takes all cores.
     threads: Annotated[int, Field(gt=0)] | None = None
+    # A box that loses frames looks so often for a plan that would have answered more of them; None keeps its plan.
+    replan_every_s: Annotated[float, Field(ge=1, le=86_400)] | None = 60
     # Whether sampled frames are compared with the originals' answers; None leaves that out. See drift_options.py.
     drift: DriftOptions | None = None
 

@@ -39,6 +39,8 @@ class NodeReply(BaseModel):
     original_bytes: int = 0
     loads: int = 0
     loaded_bytes: int = 0
+    # How often the engine went over to a better plan.
+    replans: int = 0
     busy_fraction: float = 0.0
 
 
@@ -160,6 +162,7 @@ def _node(name: str, engine: EngineStatus | str | None, cards: Sequence[QueryCar
         ),
         loads=engine.loads,
         loaded_bytes=engine.loaded_bytes,
+        replans=engine.replans,
         busy_fraction=engine.busy_fraction,
     )
 

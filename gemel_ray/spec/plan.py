@@ -44,6 +44,10 @@ class EdgePlan:
     overlap: bool = True
     # What the times above leave out.
     contention: Contention = Contention()
+    # Which weights go first, by its name in policy.eviction.
+    eviction: str = "furthest_next_use"
+    # While a turn's weights load, others that are ready may compute out of turn. Not without overlap.
+    work_conserving: bool = True
     names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -47,7 +47,7 @@ def serve(bench, budget_bytes, frames, *, eviction="furthest_next_use", overlap=
     """What the scheduler gave as verdicts, and the audited device."""
     plan = replace(bench.plan, budget_bytes=budget_bytes, overlap=overlap)
     device, verdicts = Audit(bench.device(budget_bytes, frames, ledger=ledger), bench), []
-    run(Scheduler(plan, eviction=eviction), device, verdicts.append)
+    run(Scheduler(replace(plan, eviction=eviction)), device, verdicts.append)
     return verdicts, device
 
 

@@ -16,8 +16,7 @@ from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.run import ReleaseRun
-from gemel_ray.policy.baselines import PolicyPlan
-from gemel_ray.policy.planning import plan_node
+from gemel_ray.policy.released import released_plans
 from gemel_ray.spec.errors import FrameError, InputError, OverBudgetError, ServingError
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 
@@ -205,12 +204,12 @@ def test_stopping_resolves_every_pending_frame(four, frame_of, engine_for):
 
 
 def test_a_loop_that_fails_resolves_every_frame_and_tells_why(four, frame_of):
-    plan = plan_node(four.manifest, invented_profile(four), budget_bytes=10**9)
+    plan = released_plans(four.manifest, invented_profile(four), "ours_released", budget_bytes=10**9)[0]
     blobs = open_blobs(four.manifest, four.path)
     skeletons = build_skeletons(four.manifest, blobs, torch.device("cpu"))
     # The device offers less than was planned with, as no sound engine would have it.
     device = TorchDevice(skeletons, blobs, Residence(torch.device("cpu")), Ledger(10))
-    run = ReleaseRun(four.manifest, PolicyPlan(plan), device)
+    run = ReleaseRun(four.manifest, plan, device)
     image = frame_of()
     answer = run.submit("cars", image, arrived_ms=0.0, slo_ms=None, droppable=False).result(timeout=WAIT_S)
     assert not answer.fresh

@@ -70,9 +70,9 @@ def test_every_policy_has_its_row_here():
 def test_each_policy_shares_evicts_and_overlaps_as_it_says(name):
     held_mib, eviction, overlap, most = EXPECTED[name]
     planned = plan(name, run_ms={1: 90.0, 2: 91.0, 4: 92.0, 8: 93.0})
-    assert sum(planned.plan.weight_bytes.values()) == held_mib * MIB
-    assert (planned.eviction, planned.plan.overlap) == (eviction, overlap)
-    assert all(query.batch_size <= most for query in planned.plan.queries)
+    assert sum(planned.weight_bytes.values()) == held_mib * MIB
+    assert (planned.eviction, planned.overlap) == (eviction, overlap)
+    assert all(query.batch_size <= most for query in planned.queries)
     assert POLICIES[name].about
 
 
@@ -80,21 +80,21 @@ def test_each_policy_shares_evicts_and_overlaps_as_it_says(name):
 def test_each_policy_answers_every_frame_that_must_not_be_dropped(name):
     planned = plan(name)
     frames = periodic([Camera(query, 10, 50, droppable=False) for query in MODELS], duration_ms=500)
-    trace = Trace(SimulatedDevice(planned.plan, frames))
-    run(Scheduler(planned.plan, eviction=planned.eviction), trace, trace.hear)
+    trace = Trace(SimulatedDevice(planned, frames))
+    run(Scheduler(planned), trace, trace.hear)
     assert len(trace.verdicts) == len(frames) == 15
-    assert trace.peak_bytes <= planned.plan.budget_bytes
+    assert trace.peak_bytes <= planned.budget_bytes
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name != "everything_resident"])
 def test_each_policy_keeps_to_the_budget_it_is_given(name):
-    assert plan(name, budget_mib=70).plan.budget_bytes == 70 * MIB
+    assert plan(name, budget_mib=70).budget_bytes == 70 * MIB
     with pytest.raises(OverBudgetError, match="alone needs"):
         plan(name, budget_mib=59)
 
 
 def test_everything_resident_takes_the_memory_it_needs():
-    planned = plan("everything_resident", budget_mib=1, workspace_bytes={1: 5, 2: 7, 4: 9}).plan
+    planned = plan("everything_resident", budget_mib=1, workspace_bytes={1: 5, 2: 7, 4: 9})
     assert planned.budget_bytes == 180 * MIB + 9
 
 

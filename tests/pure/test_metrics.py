@@ -18,7 +18,6 @@ from gemel_ray.edge.metrics import (
 )
 from gemel_ray.edge.simulation import play
 from gemel_ray.edge.traffic import Camera, periodic
-from gemel_ray.policy.baselines import PolicyPlan
 from gemel_ray.spec.actions import Answered, Arrived, Done, Dropped, Infer, Load
 
 VERDICTS = [
@@ -83,7 +82,7 @@ def test_end_to_end_accuracy_counts_stale_answers_and_nothing_before_the_first()
 @given(st.data())
 def test_a_frames_standing_answer_is_its_own_or_the_last_one_given_when_it_was_dropped(data):
     plan = data.draw(plans())
-    found = play(PolicyPlan(plan), periodic([Camera(query.name, 20, 60) for query in plan.queries], 400))
+    found = play(plan, periodic([Camera(query.name, 20, 60) for query in plan.queries], 400))
     standing = standing_answers(found.verdicts)
     stale = stale_fraction(found.verdicts)
     for query, stood in standing.items():

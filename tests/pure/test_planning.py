@@ -8,11 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.edge.scheduler import Scheduler
-from gemel_ray.policy.planning import in_order_of_use, plan_node
+from gemel_ray.policy.planning import in_order_of_use, plan_queries
+from gemel_ray.policy.sharing import by_blob, models_of
 from gemel_ray.spec.errors import OverBudgetError, ServingError
 
 PAIR = {"x": ("a", "s"), "y": ("b", "s")}
 PAIR_BYTES = {"a": 10, "b": 20, "s": 30}
+
+
+def plan_node(manifest, profile, **options):
+    holding = by_blob(models_of(manifest))
+    return plan_queries(holding.queries, holding.weight_bytes, profile, **options)
 
 
 def plan_pair(*, budget_bytes=100, profile=None, **options):

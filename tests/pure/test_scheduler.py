@@ -1,5 +1,7 @@
 """The scheduler: whose turn it is, what is loaded meanwhile, which frames go."""
 
+from dataclasses import replace
+
 import pytest
 from edge_plans import camera_frame, kept, plan_of, plans, query_of, traffic
 from hypothesis import given
@@ -23,7 +25,7 @@ def two_queries(*, budget_bytes, **options):
 def play(plan, frames, *, costs=None, failure_of=lambda action: None, **options):
     """Serve the frames on the simulated device."""
     trace = Trace(SimulatedDevice(costs or plan, frames, failure_of=failure_of))
-    run(Scheduler(plan, **options), trace, trace.hear)
+    run(Scheduler(replace(plan, **options)), trace, trace.hear)
     return trace
 
 
@@ -71,7 +73,7 @@ def test_a_plan_that_lacks_a_weights_bytes_is_refused():
 
 def test_an_unknown_eviction_policy_is_refused_with_the_nearest_known_one():
     with pytest.raises(ServingError, match="least_recently_used"):
-        Scheduler(two_queries(budget_bytes=20), eviction="least_recent")
+        Scheduler(replace(two_queries(budget_bytes=20), eviction="least_recent"))
 
 
 def test_turns_go_round_in_the_order_of_the_plan():

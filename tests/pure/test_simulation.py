@@ -6,29 +6,21 @@ from itertools import pairwise
 from statistics import fmean
 
 import pytest
-from edge_plans import camera_frame, kept, manifest_of, plan_of, plans, profile_of, query_of, traffic
+from edge_plans import camera_frame, kept, plan_of, plans, profile_of, query_of, traffic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemel_ray.edge.choosing import choose_plan, expected_traffic
 from gemel_ray.edge.chrome_trace import chrome_trace
 from gemel_ray.edge.loop import run
+from gemel_ray.edge.playing import simulate
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.simulated import SimulatedDevice
-from gemel_ray.edge.simulation import (
-    cameras_of,
-    choose_plan,
-    draws_of,
-    measure,
-    plan_release,
-    play,
-    simulate,
-    simulate_release,
-)
+from gemel_ray.edge.simulation import cameras_of, measure, play
 from gemel_ray.edge.trace import Trace
 from gemel_ray.edge.traffic import Camera, periodic
-from gemel_ray.policy.baselines import POLICIES, PolicyPlan, candidate_plans
-from gemel_ray.policy.planning import plan_node
-from gemel_ray.policy.sharing import ModelLayer, ServedModel, models_of
+from gemel_ray.policy.baselines import POLICIES, Candidate, candidate_plans
+from gemel_ray.policy.sharing import ModelLayer, ServedModel
 from gemel_ray.spec.actions import Infer, Load
 from gemel_ray.spec.errors import InputError, OverBudgetError
 
@@ -100,20 +92,8 @@ def test_an_unknown_policy_and_a_model_too_large_are_refused():
         simulated("ours", budget_mib=30)
 
 
-def test_a_release_is_simulated_at_its_own_rates_and_deadlines():
-    weights = {"x": ("a", "s"), "y": ("b", "s")}
-    manifest = manifest_of(weights, {"a": 100, "b": 100, "s": 300}, fps=20, slo_ms=80)
-    found = simulate_release(manifest, profile_of(weights), "ours_released", budget_bytes=500, duration_ms=1000)
-    assert found.goodput_fraction == {"x": pytest.approx(1, abs=0.1), "y": pytest.approx(1, abs=0.1)}
-    assert found.swap_bytes == found.weights_bytes == 500
-    assert (
-        simulate_release(manifest, profile_of(weights), "time_space", budget_bytes=900, duration_ms=1000).weights_bytes
-        == 800
-    )
-
-
 def outcomes(plans, cameras, duration_ms=3_000):
-    found = [measure("", planned.plan, play(planned, periodic(cameras, duration_ms))) for planned in plans]
+    found = [measure("", each.plan, play(each.plan, periodic(cameras, duration_ms))) for each in plans]
     return [(each.mean_goodput_fraction, each.worst_goodput_fraction) for each in found]
 
 
@@ -125,8 +105,8 @@ def test_of_several_plans_the_one_that_simulates_best_is_chosen(budget_mib):
     cameras = cameras_of(models)
     scores = outcomes(plans, cameras, 6_000)
     assert len(set(scores)) > 1
-    assert choose_plan(plans, cameras) is plans[scores.index(max(scores))]
-    assert choose_plan(plans[:1], cameras) is plans[0]
+    assert choose_plan(plans, [periodic(cameras, 6_000)]) is plans[scores.index(max(scores))].plan
+    assert choose_plan(plans[:1], []) is plans[0].plan
 
 
 def test_no_more_plans_are_tried_once_one_answers_every_frame():
@@ -134,8 +114,8 @@ def test_no_more_plans_are_tried_once_one_answers_every_frame():
     plan = candidate_plans(
         POLICIES["time_space"], models, profile_of(models, load_bytes_per_ms=MIB), budget_bytes=200 * MIB
     )[0]
-    untried = PolicyPlan(plan.plan, eviction="no such policy: trying it would raise")
-    assert choose_plan([plan, untried], cameras_of(models)) is plan
+    untried = Candidate(replace(plan.plan, eviction="no such policy: trying it would raise"))
+    assert choose_plan([plan, untried], expected_traffic(cameras_of(models))) is plan.plan
 
 
 def test_a_baselines_plan_is_followed_unless_another_is_clearly_better():
@@ -148,8 +128,10 @@ def test_a_baselines_plan_is_followed_unless_another_is_clearly_better():
     assert worst[0] + 0.1 < best[0] < 1
     plain = replace(plans[most], is_baseline=False)
     same, worse = (replace(plans[place], is_baseline=True) for place in (most, least))
-    assert choose_plan([plain, same], cameras) is same
-    assert choose_plan([plain, worse], cameras) is plain
+    assert plain.plan is same.plan
+    other = replace(same, plan=replace(same.plan))
+    assert choose_plan([plain, other], [periodic(cameras, 6_000)]) is other.plan
+    assert choose_plan([plain, worse], [periodic(cameras, 6_000)]) is plain.plan
 
 
 def test_a_query_whose_frames_come_just_after_its_turns_gets_its_share():
@@ -160,7 +142,7 @@ def test_a_query_whose_frames_come_just_after_its_turns_gets_its_share():
         weight_bytes={f"w-{name}": 10 for name in runs_and_phases}, budget_bytes=20, load_ms=12.0,
     )  # fmt: skip
     cameras = [Camera(name, 25, 40, phase_ms) for name, (_, phase_ms) in runs_and_phases.items()]
-    goodput = measure("", plan, play(PolicyPlan(plan), periodic(cameras, 6_000))).goodput_fraction
+    goodput = measure("", plan, play(plan, periodic(cameras, 6_000))).goodput_fraction
     assert min(goodput.values()) > 0.5
     assert sorted(goodput.values())[1] > 0.9
 
@@ -169,30 +151,16 @@ def test_a_query_whose_frames_come_just_after_its_turns_gets_its_share():
 @given(st.integers(2, 6), st.integers(40, 200), st.sampled_from([5, 10, 20]), st.sampled_from([60, 100, 200]))
 def test_ours_is_not_behind_its_alternatives_on_the_traffic_it_was_chosen_for(count, budget_mib, fps, slo_ms):
     models = family(count, fps=fps, slo_ms=slo_ms)
-    draws = [periodic(drawn, 6_000) for drawn in draws_of(cameras_of(models))]
+    draws = expected_traffic(cameras_of(models))
 
     def mean(policy):
         profile = profile_of(models, load_bytes_per_ms=MIB)
         plans = candidate_plans(POLICIES[policy], models, profile, budget_bytes=budget_mib * MIB)
-        chosen = choose_plan(plans, cameras_of(models))
-        return fmean(measure("", chosen.plan, play(chosen, frames)).mean_goodput_fraction for frames in draws)
+        chosen = choose_plan(plans, draws)
+        return fmean(measure("", chosen, play(chosen, frames)).mean_goodput_fraction for frames in draws)
 
     for policy in ("ours", "ours_merged"):
         assert all(mean(policy) >= mean(other) for other in POLICIES[policy].alternatives)
-
-
-def test_a_releases_plan_is_the_better_of_planned_and_largest_batches():
-    weights = {f"q{place}": (f"w{place}",) for place in range(4)}
-    manifest = manifest_of(weights, {f"w{place}": 400 for place in range(4)}, fps=30, slo_ms=400)
-    profile = profile_of(weights, run_ms={1: 10.0, 2: 11.0, 4: 12.0, 8: 14.0}, load_bytes_per_ms=10)
-    plan = plan_release(manifest, profile, budget_bytes=900)
-    cameras = cameras_of(models_of(manifest))
-    planned, largest = (
-        PolicyPlan(plan_node(manifest, profile, budget_bytes=900, largest_batches=each)) for each in (False, True)
-    )
-    assert {query.batch_size for query in largest.plan.queries} == {8}
-    (found,) = outcomes([PolicyPlan(plan)], cameras)
-    assert found == max(outcomes([planned, largest], cameras))
 
 
 def test_cameras_follow_the_models_and_do_not_all_start_at_once():
@@ -203,7 +171,7 @@ def test_cameras_follow_the_models_and_do_not_all_start_at_once():
 def test_the_metrics_of_a_trace_by_hand():
     plan = plan_of(query_of("q", "a", workspace_bytes=3), weight_bytes={"a": 10}, budget_bytes=20)
     frames = [camera_frame("q", 0, 10.0), camera_frame("q", 1, 11.0), camera_frame("q", 2, 100.0, slo_ms=1)]
-    found = measure("by hand", plan, play(PolicyPlan(plan, "furthest_next_use"), frames))
+    found = measure("by hand", plan, play(plan, frames))
     # Loaded from 10 to 15, computed to 25; the first frame gave way, the last one could not be in time.
     assert found.goodput_fraction == {"q": pytest.approx(1 / 3)}
     assert found.stale_fraction == {"q": pytest.approx(2 / 3)}
@@ -232,7 +200,7 @@ def test_the_traces_own_account_of_bytes_agrees_with_the_ledger(data):
 @given(st.data())
 def test_a_chrome_trace_shows_all_work_in_two_lanes_that_never_overlap_themselves(data):
     plan = data.draw(plans())
-    trace = play(PolicyPlan(plan, "furthest_next_use"), data.draw(traffic(plan)))
+    trace = play(plan, data.draw(traffic(plan)))
     events = json.loads(json.dumps(chrome_trace(trace)))
     for lane, kind in (("load", Load), ("infer", Infer)):
         works = [event for event in events if event["ph"] == "X" and event["cat"] == lane]

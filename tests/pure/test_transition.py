@@ -12,7 +12,7 @@ from gemel_ray.edge.simulated import SimulatedDevice
 from gemel_ray.edge.trace import Trace
 from gemel_ray.policy.transition import labelled, mixed_plan, trial_name
 from gemel_ray.spec.actions import Answered, Evict, Frame, Infer, Load, Replanned
-from gemel_ray.spec.errors import OverBudgetError
+from gemel_ray.spec.errors import OverBudgetError, ServingError
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 BUDGET_BYTES = 50
@@ -133,4 +133,26 @@ def test_a_plan_that_does_not_fit_is_refused_before_it_is_followed():
     large = plan_of({"a": ("w1", "w2", "w3", "w4", "w5")}, 2)
     with pytest.raises(OverBudgetError, match="'a' needs 55 bytes"):
         scheduler.handle(Replanned(large, 0.0))
+    assert scheduler.plan is OLD
+
+
+def test_another_way_to_evict_and_to_take_turns_holds_from_the_next_inference_on():
+    plan = plan_of({name: (f"{name}1", f"{name}2") for name in "abc"}, 1, workspace_bytes=0)
+    strict = replace(plan, eviction="least_recently_used", work_conserving=False)
+    frames = frames_of("abc", 60, 20, droppable=False)
+    as_it_was, other = followed([], frames, plan), followed([], frames, strict)
+    assert as_it_was.started != other.started
+    half_ms = frames_of("a", 31, 20, droppable=False)[-1].arrived_ms
+    changed = followed([(half_ms, strict)], frames, plan)
+    assert [each for each in changed.started if each[0] < half_ms] == [
+        each for each in as_it_was.started if each[0] < half_ms
+    ]
+    assert [action for _, action in changed.started] != [action for _, action in as_it_was.started]
+    assert [action for _, action in changed.started][-30:] == [action for _, action in other.started][-30:]
+
+
+def test_a_plan_with_an_eviction_policy_that_is_not_there_is_refused_before_it_is_followed():
+    scheduler = Scheduler(OLD)
+    with pytest.raises(ServingError, match="least_recently_used"):
+        scheduler.handle(Replanned(replace(OLD, eviction="least_recent"), 0.0))
     assert scheduler.plan is OLD

@@ -93,6 +93,7 @@ def test_numbers_are_those_of_the_status(service):
         assert found[f"gemel_node_{name}_bytes", on] == node["memory"][f"{name}_bytes"]
     assert found["gemel_node_loads_total", on] == node["loads"] > 0
     assert found["gemel_node_loaded_bytes_total", on] == node["loaded_bytes"] > 0
+    assert found["gemel_node_replans_total", on] == node["replans"] == 0
     assert 0 < found["gemel_node_busy_ratio", on] <= 1
     assert found["gemel_node_release_number", on] == 1
     assert found["gemel_node_up", on] == 1
