@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from gemel_ray.edge.choosing import TRIED_MS, Traffic
@@ -38,20 +38,25 @@ class Recent:
         while self._verdicts[0].now_ms < verdict.now_ms - TRIED_MS:
             self._verdicts.popleft()
 
-    def traffic(self, queries: Collection[str]) -> RecentTraffic | None:
-        """Of these queries; None as long as too little has been seen."""
-        verdicts = [verdict for verdict in self._verdicts if verdict.frame.query in queries]
-        frames = sorted((verdict.frame for verdict in verdicts), key=lambda frame: (frame.arrived_ms, frame.frame))
-        span_ms = frames[-1].arrived_ms - frames[0].arrived_ms if frames else 0.0
-        if len(frames) < _LEAST_FRAMES or span_ms < _LEAST_MS:
-            return None
-        by_query = goodput_fraction(verdicts)
-        counts = Counter(frame.query for frame in frames)
-        return RecentTraffic(
-            tuple(_from_the_first(frame, number, frames[0].arrived_ms) for number, frame in enumerate(frames)),
-            sum(by_query.values()) / len(by_query),
-            {query: count / span_ms * 1e3 for query, count in counts.items()},
-        )
+    def verdicts(self) -> list[Verdict]:
+        """In the same order."""
+        return list(self._verdicts)
+
+
+def traffic_of(seen: Iterable[Verdict], queries: Collection[str]) -> RecentTraffic | None:
+    """What came for these queries; None as long as too little has been seen."""
+    verdicts = [verdict for verdict in seen if verdict.frame.query in queries]
+    frames = sorted((verdict.frame for verdict in verdicts), key=lambda frame: (frame.arrived_ms, frame.frame))
+    span_ms = frames[-1].arrived_ms - frames[0].arrived_ms if frames else 0.0
+    if len(frames) < _LEAST_FRAMES or span_ms < _LEAST_MS:
+        return None
+    by_query = goodput_fraction(verdicts)
+    counts = Counter(frame.query for frame in frames)
+    return RecentTraffic(
+        tuple(_from_the_first(frame, number, frames[0].arrived_ms) for number, frame in enumerate(frames)),
+        sum(by_query.values()) / len(by_query),
+        {query: count / span_ms * 1e3 for query, count in counts.items()},
+    )
 
 
 def _from_the_first(frame: Frame, number: int, first_ms: float) -> Frame:

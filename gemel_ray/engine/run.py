@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 
 from gemel_ray.edge.loop import run
-from gemel_ray.edge.recent import Recent, RecentTraffic
+from gemel_ray.edge.recent import Recent, RecentTraffic, traffic_of
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.turns import check_plan
 from gemel_ray.engine.device import TorchDevice
@@ -132,7 +132,9 @@ class ReleaseRun:
     def recent(self) -> RecentTraffic | None:
         """What has come of the last seconds with this plan; None as long as that is too little."""
         with self._lock:
-            return self._recent.traffic(self.manifest.queries)
+            seen, queries = self._recent.verdicts(), self.manifest.queries
+        # Takes milliseconds, for which no frame is to wait.
+        return traffic_of(seen, queries)
 
     def status(self) -> EngineStatus:
         """The release and its queries right now."""

@@ -7,7 +7,7 @@ from edge_plans import manifest_of, plan_of, profile_of, query_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.edge.recent import Recent, RecentTraffic
+from gemel_ray.edge.recent import Recent, RecentTraffic, traffic_of
 from gemel_ray.edge.reconsidering import loses_frames, reconsider
 from gemel_ray.edge.simulation import measure, play
 from gemel_ray.edge.traffic import Camera, periodic
@@ -30,7 +30,7 @@ def served(plan, cameras=CAMERAS, *, from_ms=0.0, duration_ms=6_000):
     recent = Recent()
     for verdict in play(plan, periodic(cameras, from_ms + duration_ms)).verdicts:
         recent.take(verdict)
-    return recent.traffic(plan.names)
+    return traffic_of(recent.verdicts(), plan.names)
 
 
 def goodput(plan, frames):
@@ -42,7 +42,7 @@ def test_the_last_six_seconds_are_remembered_from_their_first_frame_on():
     recent = Recent()
     for frame in frames:
         recent.take(Answered(frame, frame.arrived_ms + 30))
-    seen = recent.traffic(GOOD.names)
+    seen = traffic_of(recent.verdicts(), GOOD.names)
     first = seen.frames[0]
     assert (first.frame, first.arrived_ms, first.deadline_ms) == (0, 0.0, pytest.approx(150))
     assert [frame.frame for frame in seen.frames] == list(range(len(seen.frames)))
@@ -54,15 +54,15 @@ def test_the_last_six_seconds_are_remembered_from_their_first_frame_on():
 
 def test_of_a_query_that_leaves_and_of_too_little_nothing_is_learnt():
     recent = Recent()
-    assert recent.traffic(GOOD.names) is None
+    assert traffic_of(recent.verdicts(), GOOD.names) is None
     for frame in periodic(CAMERAS, 2_000):
         recent.take(Dropped(frame, frame.arrived_ms, "too late"))
-    assert recent.traffic(GOOD.names) is None
+    assert traffic_of(recent.verdicts(), GOOD.names) is None
     for frame in periodic(CAMERAS, 8_000):
         recent.take(Dropped(frame, frame.arrived_ms, "too late"))
-    assert recent.traffic(GOOD.names).goodput_fraction == 0
-    assert {frame.query for frame in recent.traffic({"q1", "q3"}).frames} == {"q1", "q3"}
-    assert recent.traffic({"elsewhere"}) is None
+    assert traffic_of(recent.verdicts(), GOOD.names).goodput_fraction == 0
+    assert {frame.query for frame in traffic_of(recent.verdicts(), {"q1", "q3"}).frames} == {"q1", "q3"}
+    assert traffic_of(recent.verdicts(), {"elsewhere"}) is None
 
 
 def test_late_and_dropped_frames_count_against_each_query_alike():
@@ -70,7 +70,7 @@ def test_late_and_dropped_frames_count_against_each_query_alike():
     for frame in periodic([replace(CAMERAS[0], fps=20), CAMERAS[1]], 6_000):
         late = frame.query == "q0"
         recent.take(Answered(frame, frame.arrived_ms + (151 if late else 150)))
-    assert recent.traffic({"q0", "q1"}).goodput_fraction == 0.5
+    assert traffic_of(recent.verdicts(), {"q0", "q1"}).goodput_fraction == 0.5
 
 
 def test_a_plan_that_would_have_answered_clearly_more_takes_over():
