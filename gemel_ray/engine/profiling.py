@@ -8,7 +8,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -118,20 +118,21 @@ def profile_skeletons(
     ways: Sequence[Way] = (),
 ) -> DeviceProfile:
     """`measure_profile` for models that are built already, through an empty residence."""
-    loads = _timed_loads(skeletons.values(), blobs, residence, repeats)
+    frames = {name: _noise(manifest, name, frame_height_width) for name in skeletons}
     queries: dict[str, QueryProfile] = {}
     contentions: list[Contention] = []
     for name, skeleton in skeletons.items():
         _bring(skeleton, blobs, residence)
-        frame = _noise(manifest, name, frame_height_width)
         room_bytes = budget_bytes - residence.allocated_bytes()
-        skeleton.way = _fastest_way(skeleton, frame, residence, ways, repeats)
-        found = _query_profile(skeleton, frame, residence, batch_sizes, repeats, room_bytes)
-        queries[name] = _after_loading(found, skeleton, frame, blobs, residence, repeats)
+        skeleton.way = _fastest_way(skeleton, frames[name], residence, ways, repeats)
+        queries[name] = _query_profile(skeleton, frames[name], residence, batch_sizes, repeats, room_bytes)
         beside_bytes = room_bytes - min(queries[name].workspace_bytes.values())
         if len(contentions) < _CONTENDED_QUERIES:
-            contentions += _contention(skeleton, frame, blobs, residence, repeats, beside_bytes)
+            contentions += _contention(skeleton, frames[name], blobs, residence, repeats, beside_bytes)
         forget(skeleton.weights, residence)
+    loads, first_run_ms = _in_turn(skeletons, frames, blobs, residence, repeats)
+    if residence.device.type == "cpu":
+        queries = {name: _after_loading(found, first_run_ms[name]) for name, found in queries.items()}
     fixed_ms, bytes_per_ms = fit_loads(loads)
     contention = typical(contentions)
     log.info("profiled %d queries on %s: %.0f bytes a ms loaded", len(queries), residence.device, bytes_per_ms)
@@ -161,22 +162,29 @@ def fit_loads(samples: Sequence[Sample]) -> tuple[float, float]:
     return fixed_ms, 1 / ms_per_byte
 
 
-def _timed_loads(
-    skeletons: Iterable[Skeleton], blobs: Mapping[str, BlobFile], residence: Residence, repeats: int
-) -> list[Sample]:
-    """Medians of each weight's loads. The first may come from disk.
+def _in_turn(
+    skeletons: Mapping[str, Skeleton],
+    frames: Mapping[str, Image],
+    blobs: Mapping[str, BlobFile],
+    residence: Residence,
+    repeats: int,
+) -> tuple[list[Sample], dict[str, float]]:
+    """Medians of each weight's loads, and of one frame's run with weights that have just come.
 
-    One model after the other, round after round, as while serving: what is loaded again and again stays in the
-    processor's caches.
+    One model after the other, round after round, as while serving: what is loaded or computed with again and again
+    stays in the processor's caches (11 MB, five models in turn: a run of 3.8 ms, 3.1 with one model alone, 2 cores).
     """
-    took_ms: dict[str, list[float]] = defaultdict(list)
+    load_ms: dict[str, list[float]] = defaultdict(list)
+    run_ms: dict[str, list[float]] = defaultdict(list)
     for _ in range(repeats):
-        for skeleton in skeletons:
+        for name, skeleton in skeletons.items():
             for weight in skeleton.weights:
                 load = partial(residence.load, weight, blobs[weight], blobs[weight].data_bytes)
-                took_ms[weight].append(_took_ms(load))
+                load_ms[weight].append(_took_ms(load))
+            run_ms[name].append(_took_ms(partial(skeleton.answers, [frames[name]], residence)))
             forget(skeleton.weights, residence)
-    return [(blobs[weight].data_bytes, statistics.median(took)) for weight, took in took_ms.items()]
+    loads = [(blobs[weight].data_bytes, statistics.median(took)) for weight, took in load_ms.items()]
+    return loads, {name: statistics.median(took) for name, took in run_ms.items()}
 
 
 def _query_profile(
@@ -198,29 +206,17 @@ def _query_profile(
         work = partial(skeleton.answers, [frame] * size, residence)
         # Before the timing, so that it warms the model up as well.
         workspace_bytes[size] = peak_bytes(work, skeleton.device)
+        # What a first pass has to set up, seconds on a busy machine, says nothing about the next sizes.
+        begun = begun if run_ms else time.perf_counter()
         run_ms[size] = statistics.median(_took_ms(work) for _ in range(repeats))
     first_use = skeleton.first_uses([frame], residence)
     return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes, first_use=first_use, way=skeleton.way)
 
 
-def _after_loading(
-    found: QueryProfile,
-    skeleton: Skeleton,
-    frame: Image,
-    blobs: Mapping[str, BlobFile],
-    residence: Residence,
-    repeats: int,
-) -> QueryProfile:
+def _after_loading(found: QueryProfile, first_run_ms: float) -> QueryProfile:
     """The same, with the time that weights take from memory which have just been loaded, or which other models have
-    pushed out of a processor's caches: the same at any batch size (11 MB: 2.3 ms instead of 1.5, 2 cores)."""
-    if residence.device.type != "cpu":
-        return found
-    took_ms = []
-    for _ in range(repeats):
-        forget(skeleton.weights, residence)
-        _bring(skeleton, blobs, residence)
-        took_ms.append(_took_ms(partial(skeleton.answers, [frame], residence)))
-    more_ms = max(statistics.median(took_ms) - found.run_ms[1], 0.0) if 1 in found.run_ms else 0.0
+    pushed out of a processor's caches: the same at any batch size."""
+    more_ms = max(first_run_ms - found.run_ms[1], 0.0) if 1 in found.run_ms else 0.0
     return found.model_copy(update={"run_ms": {size: ms + more_ms for size, ms in found.run_ms.items()}})
 
 
