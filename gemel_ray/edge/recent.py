@@ -38,9 +38,9 @@ class Recent:
         while self._verdicts[0].now_ms < verdict.now_ms - TRIED_MS:
             self._verdicts.popleft()
 
-    def verdicts(self) -> list[Verdict]:
-        """In the same order."""
-        return list(self._verdicts)
+    def verdicts(self, now_ms: float) -> list[Verdict]:
+        """Those of the last TRIED_MS milliseconds, in the same order: none where no frames come any more."""
+        return [verdict for verdict in self._verdicts if verdict.now_ms >= now_ms - TRIED_MS]
 
 
 def traffic_of(seen: Iterable[Verdict], queries: Collection[str]) -> RecentTraffic | None:

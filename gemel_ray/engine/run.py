@@ -132,7 +132,7 @@ class ReleaseRun:
     def recent(self) -> RecentTraffic | None:
         """What has come of the last seconds with this plan; None as long as that is too little."""
         with self._lock:
-            seen, queries = self._recent.verdicts(), self.manifest.queries
+            seen, queries = self._recent.verdicts(self.now_ms()), self.manifest.queries
         # Takes milliseconds, for which no frame is to wait.
         return traffic_of(seen, queries)
 

@@ -30,7 +30,7 @@ def served(plan, cameras=CAMERAS, *, from_ms=0.0, duration_ms=6_000):
     recent = Recent()
     for verdict in play(plan, periodic(cameras, from_ms + duration_ms)).verdicts:
         recent.take(verdict)
-    return traffic_of(recent.verdicts(), plan.names)
+    return traffic_of(recent.verdicts(from_ms + duration_ms), plan.names)
 
 
 def goodput(plan, frames):
@@ -42,11 +42,12 @@ def test_the_last_six_seconds_are_remembered_from_their_first_frame_on():
     recent = Recent()
     for frame in frames:
         recent.take(Answered(frame, frame.arrived_ms + 30))
-    seen = traffic_of(recent.verdicts(), GOOD.names)
+    assert recent.verdicts(30_000) == []
+    seen = traffic_of(recent.verdicts(20_000), GOOD.names)
     first = seen.frames[0]
     assert (first.frame, first.arrived_ms, first.deadline_ms) == (0, 0.0, pytest.approx(150))
     assert [frame.frame for frame in seen.frames] == list(range(len(seen.frames)))
-    assert seen.frames[-1].arrived_ms == pytest.approx(6_000, abs=20)
+    assert seen.frames[-1].arrived_ms == pytest.approx(6_000, abs=60)
     assert seen.fps == {camera.query: pytest.approx(10, rel=0.05) for camera in CAMERAS}
     assert seen.goodput_fraction == 1
     assert not loses_frames(seen)
@@ -54,15 +55,16 @@ def test_the_last_six_seconds_are_remembered_from_their_first_frame_on():
 
 def test_of_a_query_that_leaves_and_of_too_little_nothing_is_learnt():
     recent = Recent()
-    assert traffic_of(recent.verdicts(), GOOD.names) is None
+    assert traffic_of(recent.verdicts(0), GOOD.names) is None
     for frame in periodic(CAMERAS, 2_000):
         recent.take(Dropped(frame, frame.arrived_ms, "too late"))
-    assert traffic_of(recent.verdicts(), GOOD.names) is None
+    assert traffic_of(recent.verdicts(2_000), GOOD.names) is None
+    recent = Recent()
     for frame in periodic(CAMERAS, 8_000):
         recent.take(Dropped(frame, frame.arrived_ms, "too late"))
-    assert traffic_of(recent.verdicts(), GOOD.names).goodput_fraction == 0
-    assert {frame.query for frame in traffic_of(recent.verdicts(), {"q1", "q3"}).frames} == {"q1", "q3"}
-    assert traffic_of(recent.verdicts(), {"elsewhere"}) is None
+    assert traffic_of(recent.verdicts(8_000), GOOD.names).goodput_fraction == 0
+    assert {frame.query for frame in traffic_of(recent.verdicts(8_000), {"q1", "q3"}).frames} == {"q1", "q3"}
+    assert traffic_of(recent.verdicts(8_000), {"elsewhere"}) is None
 
 
 def test_late_and_dropped_frames_count_against_each_query_alike():
@@ -70,7 +72,7 @@ def test_late_and_dropped_frames_count_against_each_query_alike():
     for frame in periodic([replace(CAMERAS[0], fps=20), CAMERAS[1]], 6_000):
         late = frame.query == "q0"
         recent.take(Answered(frame, frame.arrived_ms + (151 if late else 150)))
-    assert traffic_of(recent.verdicts(), {"q0", "q1"}).goodput_fraction == 0.5
+    assert traffic_of(recent.verdicts(6_000), {"q0", "q1"}).goodput_fraction == 0.5
 
 
 def test_a_plan_that_would_have_answered_clearly_more_takes_over():
