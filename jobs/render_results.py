@@ -74,9 +74,9 @@ def edge(record: Record) -> Iterator[str]:
     yield (
         f"**{len(record['workloads'])} generated workloads** of full-size torchvision models, "
         f"{_queries(record)} queries, simulated on an estimated {record['options']['device']}, "
-        f"{100 * float(record['options']['merged_fraction']):.0f} % of the shareable bytes merged; goodput against "
-        "time/space sharing (originals) where that answers less than 99 % of frames (geometric mean, number of "
-        "workloads):\n"
+        f"{100 * float(record['options']['merged_fraction']):.0f} % of the shareable bytes merged, plans chosen on the "
+        "six seconds of frames before those that count; goodput against time/space sharing (originals) where that "
+        "answers less than 99 % of frames (geometric mean, number of workloads):\n"
     )
     policies = [name for name in record["policies"] if name != "time_space"]
     levels = edge_results.levels_of(record)
