@@ -135,6 +135,14 @@ def test_the_page_follows_without_being_loaded_anew_and_shows_the_newest_frame(o
     assert page.evaluate("document.body.dataset.seen") == "yes"
 
 
+def test_better_plans_that_were_gone_over_to_are_counted_once_there_are_any(own, open_page):
+    page = open_page(own)
+    node = page.locator('[data-node="local"]')
+    assert "new plan" not in node.inner_text()
+    own.box._engine._running().replans = 2
+    node.get_by_text("2 new plans").wait_for()
+
+
 def test_a_revert_by_button_takes_an_admins_token_and_changes_head_and_the_page(own, open_page):
     page = open_page(own)
     page.get_by_role("button", name="Revert north_cars to its original").click()
