@@ -28,20 +28,24 @@ _CAMERAS_TRIED = 12
 # workloads (1.162 instead of 1.163 of time/space sharing's goodput, geometric mean), and of 17 on which a plan chosen
 # at one time lost to it at another, three more do not.
 CLEARLY_FRACTION = 0.03
-# Every frame of every query in time: mean and worst goodput.
+# Every frame of every query in time.
 _PERFECT = (1.0, 1.0)
 
 Traffic = Sequence[Frame]
+# Mean and worst goodput.
+Score = tuple[float, float]
 
 
 def choose_plan(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> EdgePlan:
     """The plan of most mean goodput, then of most goodput for the query that fares worst, in short simulations.
 
     `traffic` is what each plan is tried on, of TRIED_MS milliseconds each. The first of equals, and a baseline where
-    no other is clearly better. Predictions of round robins tell neither what queries with nothing pending spare nor how
-    loads and computations interleave, so what looks best on paper is tried. Longer and longer traffic, fewer and fewer
-    plans (successive halving: Jamieson and Talwalkar, AISTATS 2016), until one is left or answers every frame.
+    no other is clearly better: the one that would be chosen among baselines alone. Predictions of round robins tell
+    neither what queries with nothing pending spare nor how loads and computations interleave, so what looks best on
+    paper is tried. Longer and longer traffic, fewer and fewer plans (successive halving: Jamieson and Talwalkar,
+    AISTATS 2016), until one is left or answers every frame.
     """
+    plans = sorted(plans, key=lambda candidate: not candidate.is_baseline)
     for length_ms, within, most in _ROUNDS:
         if len(plans) == 1:
             break
@@ -50,12 +54,12 @@ def choose_plan(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> EdgeP
         best, candidate = ranked[0]
         if best == _PERFECT:
             return candidate.plan
-        baseline = next((scored for scored in ranked if scored[1].is_baseline), None)
-        if most == 1 and baseline is not None and baseline[0][0] >= best[0] - CLEARLY_FRACTION:
-            return baseline[1].plan
-        kept = [each for score, each in ranked[:most] if score[0] >= best[0] - within]
-        plans = kept if baseline is None or baseline[1] in kept else [*kept, baseline[1]]
-    return plans[0].plan
+        baselines = [scored for scored in ranked if scored[1].is_baseline]
+        if most == 1 and baselines and baselines[0][0][0] >= best[0] - CLEARLY_FRACTION:
+            return baselines[0][1].plan
+        kept = [*_kept(baselines, within, most), *_kept(ranked, within, most)]
+        plans = [each for place, each in enumerate(kept) if each not in kept[:place]]
+    return plans[-1].plan
 
 
 def expected_traffic(cameras: Sequence[Camera]) -> list[Traffic]:
@@ -65,9 +69,13 @@ def expected_traffic(cameras: Sequence[Camera]) -> list[Traffic]:
     return [periodic(drawn, TRIED_MS) for drawn in draws]
 
 
-def _scores(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> list[tuple[float, float]]:
+def _kept(ranked: Sequence[tuple[Score, Candidate]], within: float, most: int) -> list[Candidate]:
+    return [each for score, each in ranked[:most] if score[0] >= ranked[0][0][0] - within]
+
+
+def _scores(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> list[Score]:
     """Mean and worst goodput of the plans, each a mean over all traffic, up to the first that answers every frame."""
-    scores: list[tuple[float, float]] = []
+    scores: list[Score] = []
     for candidate in plans:
         played = [measure("", candidate.plan, play(candidate.plan, frames)) for frames in traffic]
         mean = statistics.fmean(found.mean_goodput_fraction for found in played)
