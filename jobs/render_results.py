@@ -83,6 +83,9 @@ def edge(record: Record) -> Iterator[str]:
     table = [(f"{level:.0%}", *(_ratio(record, level, policy) for policy in policies)) for level in levels]
     yield from rows_of(("memory above one model", *policies), table)
     yield "\n" + "; ".join([*_behind(record, levels), *_families(record)]) + "."
+    if again := record.get("rerun"):
+        # Of a study that takes an hour, only what had changed.
+        yield f"\nRows of {', '.join(again['policies'])} by `{again['command']}`, after a change that concerns only these."
 
 
 def _queries(record: Record) -> str:
