@@ -85,7 +85,7 @@ def edge(record: Record) -> Iterator[str]:
     yield "\n" + "; ".join([*_behind(record, levels), *_families(record)]) + "."
     if again := record.get("rerun"):
         # Of a study that takes an hour, only what had changed.
-        yield f"\nRows of {', '.join(again['policies'])} by `{again['command']}`, after a change that concerns only these."
+        yield f"\nRows of {', '.join(again['policies'])} by `{again['command']}`, after a change to these."
 
 
 def _queries(record: Record) -> str:
