@@ -30,7 +30,7 @@ from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.sampling import Sampler
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.engine.stems import MOST_FRACTION, StemSharing
-from gemel_ray.policy.baselines import Candidate, fits_whole
+from gemel_ray.policy.baselines import fits_whole
 from gemel_ray.policy.released import on_weight_sets, released_plans
 from gemel_ray.policy.sharing import models_of
 from gemel_ray.policy.transition import changed_queries, restricted
@@ -252,8 +252,8 @@ class Engine:
         return ReleaseRun(manifest, replace(plan, budget_bytes=self.budget_bytes - self.kept_bytes), device)
 
     def _planned(self, manifest: Manifest, profile: DeviceProfile, budget_bytes: int) -> EdgePlan:
-        plans = released_plans(manifest, profile, self._policy, budget_bytes=budget_bytes)
-        return choose_plan([Candidate(plan) for plan in plans], expected_traffic(cameras_of(models_of(manifest))))
+        candidates = released_plans(manifest, profile, self._policy, budget_bytes=budget_bytes)
+        return choose_plan(candidates, expected_traffic(cameras_of(models_of(manifest))))
 
     def _prepared(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> Rollout:
         """The rollout of a release whose models are built and fit."""

@@ -43,7 +43,7 @@ class Question:
         others = released_plans(
             self.manifest, self.profile, self.policy, budget_bytes=self.plan.budget_bytes, fps=self.recent.fps
         )
-        return reconsider(self.plan, others, self.recent)
+        return reconsider(self.plan, [other.plan for other in others], self.recent)
 
 
 def answered_elsewhere(question: Question) -> Reconsidered:

@@ -15,6 +15,7 @@ from gemel_ray.policy.sharing import (
     Sharing,
     as_released,
     bit_identical_layers,
+    by_blob,
     common_stems,
     merged_layers,
     private_layers,
@@ -54,7 +55,10 @@ POLICIES: Mapping[str, Policy] = {
         "merged, planned order and batches, furthest next use evicted, work-conserving; or what simulates better",
         merged_layers, alternatives=("ours_released", "time_space_merged"),
     ),
-    "ours_released": Policy("merged, in the weight sets that a release stores: what the engine does", as_released),
+    "ours_released": Policy(
+        "merged, in the weight sets that a release stores: what the engine does; or time/space sharing on these",
+        as_released, alternatives=("time_space_merged",),
+    ),
     "ours": Policy(
         "as ours_merged, without any sharing", private_layers, alternatives=("time_space",),
     ),
@@ -98,10 +102,15 @@ def find_policy(name: str) -> Policy:
 def candidate_plans(
     policy: Policy, models: Models, profile: DeviceProfile, *, budget_bytes: int
 ) -> tuple[Candidate, ...]:
-    """The policy's variants, and its alternatives' with planned and with larger batches. See plan_policy."""
+    """The policy's variants, and its alternatives' with planned and with larger batches. See plan_policy.
+
+    What a release stores as one weight set comes and goes as one, whoever plans: alternatives run on the same sets.
+    """
     candidates = [Candidate(plan) for plan in variants(policy, models, profile, budget_bytes=budget_bytes)]
     for name in () if fits_whole(candidates[0].plan) else policy.alternatives:
         other = find_policy(name)
+        if policy.sharing in (as_released, by_blob):
+            other = replace(other, sharing=policy.sharing)
         found = _with_larger(other, models, profile, budget_bytes=budget_bytes)
         candidates += [Candidate(plan, is_baseline=not other.work_conserving) for plan in found]
     return tuple(candidates)

@@ -204,7 +204,7 @@ def test_stopping_resolves_every_pending_frame(four, frame_of, engine_for):
 
 
 def test_a_loop_that_fails_resolves_every_frame_and_tells_why(four, frame_of):
-    plan = released_plans(four.manifest, invented_profile(four), "ours_released", budget_bytes=10**9)[0]
+    plan = released_plans(four.manifest, invented_profile(four), "ours_released", budget_bytes=10**9)[0].plan
     blobs = open_blobs(four.manifest, four.path)
     skeletons = build_skeletons(four.manifest, blobs, torch.device("cpu"))
     # The device offers less than was planned with, as no sound engine would have it.

@@ -51,7 +51,7 @@ def worst_of(plan):
 @pytest.fixture
 def question(four, budget_bytes):
     profile = profile_of(four)
-    plan = worst_of(released_plans(four.manifest, profile, "ours_released", budget_bytes=budget_bytes)[0])
+    plan = worst_of(released_plans(four.manifest, profile, "ours_released", budget_bytes=budget_bytes)[0].plan)
     frames = periodic([Camera(name, 8, 150, 31.0 * place) for place, name in enumerate(FOUR)], 6_000)
     goodput = measure("", plan, play(plan, frames)).mean_goodput_fraction
     return Question(

@@ -106,7 +106,8 @@ def test_who_reconsiders_never_has_less_of_the_frames_it_has_seen(count, data):
     weights = {f"q{place}": (f"w{place}", "shared") for place in range(count)}
     manifest = manifest_of(weights, {w: 10 for held in weights.values() for w in held}, fps=10, slo_ms=120)
     profile = profile_of(weights, load_bytes_per_ms=0.5)
-    plans = released_plans(manifest, profile, "ours_released", budget_bytes=10 * data.draw(st.integers(2, count + 1)))
+    budget_bytes = 10 * data.draw(st.integers(2, count + 1))
+    plans = [each.plan for each in released_plans(manifest, profile, "ours_released", budget_bytes=budget_bytes)]
     current = replace(data.draw(st.sampled_from(plans)), eviction=data.draw(st.sampled_from(sorted(EVICTIONS))))
     cameras = [Camera(name, 10, 120, data.draw(st.floats(0, 100))) for name in weights]
     frames = periodic(cameras, 6_000)
@@ -121,9 +122,25 @@ def test_a_releases_plans_are_made_for_the_rates_at_which_frames_come():
     manifest = manifest_of(weights, {"a": 10, "b": 10}, fps=5, slo_ms=400)
     profile = profile_of(weights, run_ms={1: 40.0, 2: 45.0, 4: 50.0}, load_bytes_per_ms=0.5)
     slow, fast = (
-        released_plans(manifest, profile, "ours_released", budget_bytes=100, fps=fps)[0] for fps in ({}, {"x": 60.0})
+        released_plans(manifest, profile, "ours_released", budget_bytes=100, fps=fps)[0].plan
+        for fps in ({}, {"x": 60.0})
     )
     assert [query.batch_size for query in slow.queries if query.name == "x"] < [
         query.batch_size for query in fast.queries if query.name == "x"
     ]
     assert {query.release for query in slow.queries} == {manifest.release}
+
+
+def test_time_and_space_sharing_in_the_given_order_is_among_a_releases_plans():
+    weights = {name: (name, "shared") for name in ("z", "a", "m")}
+    manifest = manifest_of(weights, {"z": 30, "a": 10, "m": 20, "shared": 5})
+    plans = released_plans(manifest, profile_of(weights), "ours_released", budget_bytes=40)
+    baselines = [each.plan for each in plans if each.is_baseline]
+    assert baselines
+    for plan in baselines:
+        assert [query.name for query in plan.queries] == list(weights)
+        assert (plan.eviction, plan.work_conserving) == ("most_recently_used", False)
+        assert plan.weight_bytes == plans[0].plan.weight_bytes
+    assert not any(
+        each.is_baseline for each in released_plans(manifest, profile_of(weights), "ours_released", budget_bytes=99)
+    )
