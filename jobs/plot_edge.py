@@ -99,6 +99,8 @@ def plot_ratios(axes: Axes, record: Record, ground: str) -> None:
     """Each workload's goodput by that of time/space sharing at the tightest memory, sorted."""
     level = edge_results.levels_of(record)[0]
     for policy in ("ours_merged", "ours"):
+        if policy not in record["policies"]:
+            continue
         line = LINES[policy]
         found = sorted(edge_results.ratios(record, level, policy, "time_space"))
         shares = [100 * place / max(len(found) - 1, 1) for place in range(len(found))]
