@@ -229,9 +229,9 @@ class Engine:
         skeletons = build_skeletons(manifest, blobs, self.device, allow_factories=self._allow_factories)
         if profile is None:
             self.measure(manifest, fetch)
-            profile = self.costs.profile(manifest)
-        self.costs.learn(manifest, profile)
-        if not self.costs.unknown(manifest):
+        else:
+            self.costs.learn(manifest, profile)
+        if profile is None or not self.costs.unknown(manifest):
             # Models of one form cost the same, now and in all later plans, so that these differ in what they decide.
             profile = self.costs.profile(manifest)
         _compute_as_measured(skeletons, profile)
