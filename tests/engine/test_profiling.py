@@ -67,23 +67,29 @@ def test_loads_that_tell_no_slope_give_a_plain_rate(samples):
 def test_work_that_waits_for_what_a_load_holds_is_told_as_slowed_down(release_of):
     made = release_of({"a": "resnet18"})
     (blob,) = open_blobs(made.manifest, made.path).values()
-    lock, residence = threading.Lock(), Residence(torch.device("cpu"))
-    matrix = torch.ones(300, 300)
+    loaded, residence = threading.Condition(), Residence(torch.device("cpu"))
+    here, others = threading.current_thread(), threading.active_count()
+    matrix = torch.ones(8, 8)
 
     def infer():
-        with lock:
-            return matrix @ matrix
+        # While another thread loads, whole loads are waited for: a lock would leave it to chance which of them.
+        if threading.active_count() > others:
+            with loaded:
+                loaded.wait(timeout=10)
+        return matrix @ matrix
 
     class Slow(Residence):
-        """Lets nobody compute meanwhile."""
+        """Says when each load beside inferences has ended."""
 
         def load(self, *arguments):
-            with lock:
-                super().load(*arguments)
+            super().load(*arguments)
+            if threading.current_thread() is not here:
+                with loaded:
+                    loaded.notify_all()
 
     slow = measure_contention(infer, [blob], Slow(torch.device("cpu")), 20)
     assert slow.run_slowdown > 1
-    measure_contention(infer, [blob], residence, 3)
+    measure_contention(lambda: matrix @ matrix, [blob], residence, 3)
     assert residence.weights == ()
     assert residence.allocated_bytes() == 0
 
