@@ -27,6 +27,8 @@ ARCHITECTURES = {
     "north_people": "mobilenet_v3_small",
     "south_people": "mobilenet_v3_small",
     "harbour_boxes": "ssdlite320_mobilenet_v3_large",
+    # Many layers, none of them heavy.
+    "yard_dogs": "densenet121",
 }
 SHARED = {
     ("north_cars", "south_cars"): ("features.3.squeeze", "features.12.expand3x3"),

@@ -20,7 +20,8 @@ from gemel_ray.engine.ways import computing, laid_out
 from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.errors import ModelError, ServingError
 from gemel_ray.spec.profile import Way
-from gemel_ray.spec.release import REMAINDER, Manifest, ReleasedQuery
+from gemel_ray.spec.release import Manifest, ReleasedQuery
+from gemel_ray.spec.weight_sets import tensor_prefix
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.deltas import attach_deltas
 from gemel_ray.vision.models import build_model
@@ -234,7 +235,7 @@ def _sources(released: ReleasedQuery, blobs: Mapping[str, BlobFile]) -> dict[str
     """Full tensor name -> where it comes from; a shared blob's short names stand below each path that uses it."""
     found: dict[str, Source] = {}
     for path, weight in sorted(released.weights.items()):
-        prefix, slices = "" if path == REMAINDER else f"{path}.", released.slices.get(path, {})
+        prefix, slices = tensor_prefix(path), released.slices.get(path, {})
         found |= {prefix + name: Source(weight, name, slices.get(name)) for name in blobs[weight].tensors}
     return found
 

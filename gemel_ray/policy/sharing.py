@@ -8,10 +8,7 @@ from dataclasses import dataclass
 
 from gemel_ray.policy.planning import ServedQuery
 from gemel_ray.spec.release import Manifest
-
-# Layers that the same queries use are loaded together, in pieces of at least so many bytes, since each load has a
-# fixed cost of its own.
-PIECE_BYTES = 16 << 20
+from gemel_ray.spec.weight_sets import PIECE_BYTES, private_sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +103,14 @@ def merged_layers(models: Models) -> Holding:
 
 
 def as_released(models: Models) -> Holding:
-    """All that the merge shares, in the weight sets of a release: each shared layer, and the rest of each model."""
-    return in_pieces(models, _merged(models), None)
+    """All that the merge shares, in the weight sets of a release: each shared layer, pieces of each private rest."""
+    merged = _merged(models)
+    uses = Counter(copy for copies in merged.values() for copy in copies)
+    set_of = {copy: copy for copy in uses}
+    for name, model in models.items():
+        private = {layer.merged: layer.bytes for layer in model.layers if uses[layer.merged] == 1}
+        set_of |= {copy: f"{name}/{key}" for copy, key in private_sets(private).items()}
+    return _holding(models, merged, set_of)
 
 
 def by_blob(models: Models) -> Holding:
@@ -139,31 +142,36 @@ def _stem(name: str, copies: Sequence[str], users: Mapping[tuple[str, ...], int]
     return [*copies[:shared], *(f"{name}/{depth}" for depth in range(shared, len(copies)))]
 
 
-def in_pieces(models: Models, copies: Mapping[str, Sequence[str]], piece_bytes: int | None) -> Holding:
+def in_pieces(models: Models, copies: Mapping[str, Sequence[str]], piece_bytes: int) -> Holding:
     """Put copies that the same queries use together, in order of appearance, until a piece has enough bytes.
 
-    `copies` names, for every query, the copy that each of its layers uses. With None for `piece_bytes` a copy that
-    several queries use stays by itself, and all others of a query are one piece.
+    `copies` names, for every query, the copy that each of its layers uses.
     """
-    copy_bytes = {
-        copy: layer.bytes_as(copy)
-        for name, model in models.items()
-        for copy, layer in zip(copies[name], model.layers, strict=True)
-    }
-    piece_of = _pieces(copies, copy_bytes, piece_bytes)
+    return _holding(models, copies, _pieces(copies, _copy_bytes(models, copies), piece_bytes))
+
+
+def _holding(models: Models, copies: Mapping[str, Sequence[str]], set_of: Mapping[str, str]) -> Holding:
+    """Every copy in the weight set it is said to be in."""
     weight_bytes: Counter[str] = Counter()
-    for copy, count_bytes in copy_bytes.items():
-        weight_bytes[piece_of[copy]] += count_bytes
+    for copy, count_bytes in _copy_bytes(models, copies).items():
+        weight_bytes[set_of[copy]] += count_bytes
     queries = {
-        name: ServedQuery(tuple(dict.fromkeys(piece_of[copy] for copy in copies[name])), model.fps, model.slo_ms)
+        name: ServedQuery(tuple(dict.fromkeys(set_of[copy] for copy in copies[name])), model.fps, model.slo_ms)
         for name, model in models.items()
     }
     return Holding(queries, dict(weight_bytes))
 
 
-def _pieces(
-    copies: Mapping[str, Sequence[str]], copy_bytes: Mapping[str, int], piece_bytes: int | None
-) -> dict[str, str]:
+def _copy_bytes(models: Models, copies: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Of each copy, in order of appearance."""
+    return {
+        copy: layer.bytes_as(copy)
+        for name, model in models.items()
+        for copy, layer in zip(copies[name], model.layers, strict=True)
+    }
+
+
+def _pieces(copies: Mapping[str, Sequence[str]], copy_bytes: Mapping[str, int], piece_bytes: int) -> dict[str, str]:
     """The piece of each copy, named after its first user, how many others there are, and a number."""
     users: dict[str, dict[str, None]] = defaultdict(dict)
     for name, used in copies.items():
@@ -174,8 +182,7 @@ def _pieces(
     for number, (copy, count_bytes) in enumerate(copy_bytes.items()):
         together = tuple(users[copy])
         piece, filled_bytes = filling.get(together, ("", 0))
-        is_full = filled_bytes >= piece_bytes if piece_bytes is not None else len(together) > 1
-        if not piece or is_full:
+        if not piece or filled_bytes >= piece_bytes:
             piece, filled_bytes = f"{together[0]}+{len(together) - 1}#{number}", 0
         filling[together] = (piece, filled_bytes + count_bytes)
         piece_of[copy] = piece

@@ -9,7 +9,8 @@ from gemel_ray.policy.grouping import group_layers, group_slices_in_sets
 from gemel_ray.policy.search_state import SearchState
 from gemel_ray.spec.errors import ModelError
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
-from gemel_ray.spec.release import REMAINDER, Manifest
+from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.weight_sets import is_remainder
 from gemel_ray.vision.inspection import inspect_spec
 
 
@@ -49,10 +50,8 @@ def told_by_release(manifest: Manifest, query: str) -> ModelInventory:
         Layer(path, "", signature, signature, (Tensor("weight", (), layer_bytes),))
         for path, (signature, layer_bytes) in sorted(members.items())
     )
-    rest = released.weights.get(REMAINDER)
-    return ModelInventory(
-        query, released.query.model.builder, layers, manifest.blobs[rest].tensor_bytes if rest is not None else 0
-    )
+    rest = [manifest.blobs[blob].tensor_bytes for key, blob in released.weights.items() if is_remainder(key)]
+    return ModelInventory(query, released.query.model.builder, layers, sum(rest))
 
 
 def bounds_of(inventories: Sequence[ModelInventory]) -> Bounds:

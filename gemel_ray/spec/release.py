@@ -13,8 +13,6 @@ from gemel_ray.spec.workload import Judge, Name, Query
 SCHEMA_VERSION = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# The key of a query's private remainder in `ReleasedQuery.weights`.
-REMAINDER = ""
 
 
 class BlobInfo(Strict):
@@ -65,7 +63,7 @@ class ReleasedQuery(Strict):
     """One query as it is to be served: the question, where each of its weights is, how good it is."""
 
     query: Query
-    # Module path -> blob; the key REMAINDER holds everything that is not shared.
+    # Module path of a layer, or key of (a piece of) the private remainder -> blob; see spec.weight_sets.
     weights: dict[str, Sha256]
     # Weights that are slices of what their blob holds: module path -> tensor -> shape of its first rows, columns ...
     slices: dict[str, dict[str, tuple[int, ...]]] = Field(default_factory=dict)

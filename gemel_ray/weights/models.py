@@ -1,7 +1,8 @@
-"""Models in and out of blobs: one for each shared or heavy layer, one for each query's private remainder."""
+"""Models in and out of blobs: one for each shared or heavy layer, and the pieces of each query's private remainder."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,18 +10,14 @@ import torch
 from gemel_ray.spec.errors import StoreError, nearest
 from gemel_ray.spec.layers import LayerRef, covers
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.release import REMAINDER, BlobInfo
+from gemel_ray.spec.release import BlobInfo
+from gemel_ray.spec.weight_sets import REMAINDER, private_sets, tensor_prefix
 from gemel_ray.weights.store import Store
 from gemel_ray.weights.tensors import Tensors, decode, narrowed, put_tensors, tensor_bytes
 
 ReadTensors = Callable[[str], Tensors]
 # See ReleasedQuery.slices.
 Slices = Mapping[str, Mapping[str, tuple[int, ...]]]
-
-# A private layer from this size on is a blob of its own: it can stay on an edge box while the rest of its model goes,
-# computing need not wait for all of a large model, and a release that leaves it alone does not send it again. Simulated
-# on twenty workloads, pieces bring goodput at the tightest memory from .943 to .963 (jobs/bench_edge.py).
-_HEAVY_BYTES = 4 << 20
 
 
 def store_models(
@@ -57,14 +54,17 @@ def store_models(
 
 
 def _pieces(private: Tensors) -> dict[str, dict[str, torch.Tensor]]:
-    """A query's private tensors: heavy layers by their paths and short names, all else as the remainder."""
-    layers: dict[str, dict[str, torch.Tensor]] = {}
+    """A query's private tensors by the weight sets they go to: heavy layers by short names, the rest by full ones."""
+    layer_of = {name: name.rpartition(".")[0] for name in private}
+    layer_bytes: Counter[str] = Counter()
     for name, tensor in private.items():
-        path, _, short = name.rpartition(".")
-        layers.setdefault(path, {})[short] = tensor
-    heavy = {path: tensors for path, tensors in layers.items() if path and tensor_bytes(tensors) >= _HEAVY_BYTES}
-    light = {name: tensor for name, tensor in private.items() if name.rpartition(".")[0] not in heavy}
-    return heavy | {REMAINDER: light}
+        layer_bytes[layer_of[name]] += tensor_bytes({name: tensor})
+    key_of = private_sets(layer_bytes)
+    pieces: dict[str, dict[str, torch.Tensor]] = {REMAINDER: {}}
+    for name, tensor in private.items():
+        key = key_of[layer_of[name]]
+        pieces.setdefault(key, {})[name.removeprefix(tensor_prefix(key))] = tensor
+    return pieces
 
 
 def _layer(
@@ -107,7 +107,7 @@ def load_state(read_tensors: ReadTensors, weights: Mapping[str, str], slices: Sl
     """
     state: dict[str, torch.Tensor] = {}
     for path, sha in weights.items():
-        prefix, shapes = "" if path == REMAINDER else f"{path}.", slices.get(path, {})
+        prefix, shapes = tensor_prefix(path), slices.get(path, {})
         for name, tensor in read_tensors(sha).items():
             state[f"{prefix}{name}"] = narrowed(tensor, shapes.get(name, tensor.shape))
     return state

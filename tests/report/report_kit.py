@@ -5,7 +5,8 @@ from gemel_ray.policy.search import begin
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.report.layers import inventories_of
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.release import REMAINDER, Accuracy, BlobInfo, Manifest, Provenance, ReleasedQuery
+from gemel_ray.spec.release import Accuracy, BlobInfo, Manifest, Provenance, ReleasedQuery
+from gemel_ray.spec.weight_sets import REMAINDER
 from gemel_ray.spec.workload import ModelSpec, Query
 from gemel_ray.weights.store import open_store
 

@@ -170,6 +170,17 @@ def test_a_heavy_private_layer_is_a_blob_of_its_own_and_comes_back_where_it_was(
     assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
+def test_many_light_layers_come_in_pieces_and_back_where_they_were(store):
+    state = {f"{at}.{short}": torch.rand(2**19 * size) for at in range(20) for short, size in (("w", 1), ("b", 0))}
+    state = {"token": torch.rand(5)} | state
+    weights, blobs = store_models(store, {"cars": state}, MergeConfiguration(), {})
+    assert list(weights["cars"]) == ["", ".8", ".16"]
+    assert [blobs[sha].tensor_bytes for sha in weights["cars"].values()] == [2**24 + 20, 2**24, 2**23]
+    found = load_state(BlobReader(store), weights["cars"], {})
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
 def test_slices_are_stored_as_their_whole_and_come_back_as_views_of_it(store):
     whole = {"fc.weight": torch.randn(4, 5), "fc.bias": torch.randn(4)}
     part = {"head.fc.weight": whole["fc.weight"][:2, :3], "head.fc.bias": whole["fc.bias"][:2]}
