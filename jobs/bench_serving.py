@@ -11,21 +11,21 @@ machine is faster in one minute than in the next.
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import records
 
 from gemel_ray.demo.comparison import Recording, record, summarise
-from gemel_ray.edge.simulation import cameras_of, measure, play
-from gemel_ray.edge.traffic import periodic
+from gemel_ray.edge.simulation import measure, play
+from gemel_ray.edge.traffic import Camera, periodic, spread
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.profiling import measure_profile
-from gemel_ray.policy.sharing import models_of
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
@@ -37,48 +37,68 @@ from gemel_ray.weights.store import Store, open_store
 
 # Enough for every model and its workspace.
 _AMPLE_BYTES = 2 << 30
-# Name, which release, policy, and whether memory is ample.
+
+
+class Case(NamedTuple):
+    """One way to serve the recordings."""
+
+    name: str
+    release: str
+    policy: str
+    has_all_memory: bool = False
+    reconsiders: bool = True
+
+
 CASES = (
-    ("model LRU, originals", "originals", "model_lru", False),
-    ("time/space sharing, originals", "originals", "time_space", False),
-    ("ours, originals", "originals", "ours_released", False),
-    ("ours, merged", "merged", "ours_released", False),
-    ("everything resident, originals", "originals", "ours_released", True),
+    Case("model LRU, originals", "originals", "model_lru"),
+    Case("time/space sharing, originals", "originals", "time_space"),
+    Case("ours, originals", "originals", "ours_released"),
+    Case("ours, originals, first plan", "originals", "ours_released", reconsiders=False),
+    Case("ours, merged", "merged", "ours_released"),
+    Case("everything resident, originals", "originals", "ours_released", has_all_memory=True),
 )
 
 
 def run_case(
-    manifest: Manifest, cache: LocalCache, profile: DeviceProfile, recordings: Mapping[str, Recording],
-    policy: str, budget_bytes: int, options: argparse.Namespace,
+    case: Case, manifest: Manifest, cache: LocalCache, profile: DeviceProfile, recordings: Mapping[str, Recording],
+    cameras: Sequence[Camera], options: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     """One run, measured, the mean goodput that the simulator predicts for it, and what became of the plan."""
+    budget_bytes = _AMPLE_BYTES if case.has_all_memory else options.memory
     engine = Engine(
-        budget_bytes=budget_bytes, device=options.device, threads=options.threads, policy=policy, reload_from="disk"
-    )
+        budget_bytes=budget_bytes, device=options.device, threads=options.threads, policy=case.policy,
+        reload_from="disk",
+    )  # fmt: skip
     engine.start(manifest, cache.fetch, profile)
     try:
-        replay(engine, recordings, options.warm_up_seconds)
-        reconsidered = engine.reconsider()
+        replay(engine, recordings, cameras, options.warm_up_seconds)
+        reconsidered = engine.reconsider() if case.reconsiders else None
         plan, before = engine.plan, engine.status()
-        found = replay(engine, recordings, options.seconds)
+        found = replay(engine, recordings, cameras, options.seconds)
         played = summarise(found, recordings, engine.status())
         played = replace(played, loaded_bytes=played.loaded_bytes - before.loaded_bytes)
     finally:
         engine.stop()
-    cameras = cameras_of(models_of(manifest))
     trace = play(plan, periodic(cameras, options.seconds * 1000))
-    simulated = measure(policy, plan, trace).mean_goodput_fraction
+    simulated = measure(case.policy, plan, trace).mean_goodput_fraction
     return asdict(played) | {"simulated_goodput": simulated, "reconsidered": str(reconsidered)}
 
 
-def replay(engine: Engine, recordings: Mapping[str, Recording], seconds: float) -> list[FrameAnswer]:
+def replay(
+    engine: Engine, recordings: Mapping[str, Recording], cameras: Sequence[Camera], seconds: float
+) -> list[FrameAnswer]:
     """So much of the recordings."""
-    queries = {name: recording.query for name, recording in recordings.items()}
-    return engine.replay(
-        {name: recordings[name].frames[: round(seconds * query.fps)] for name, query in queries.items()},
-        {name: query.fps for name, query in queries.items()},
-        {name: query.slo_ms for name, query in queries.items()},
-    )
+    frames = {each.query: recordings[each.query].frames[: round(seconds * each.fps)] for each in cameras}
+    return engine.replay(frames, cameras)
+
+
+def cameras_for(recordings: Mapping[str, Recording], run: int, options: argparse.Namespace) -> list[Camera]:
+    """Each query's, at phases spread evenly over the frame period, or drawn anew for every run."""
+    even = spread([Camera(name, each.query.fps, each.query.slo_ms) for name, each in recordings.items()])
+    if options.phases == "even":
+        return list(even)
+    draw = random.Random(options.seed + run)
+    return [replace(camera, phase_ms=draw.uniform(0, 1000 / camera.fps)) for camera in even]
 
 
 def bench(
@@ -93,13 +113,14 @@ def bench(
     profiles: dict[str, DeviceProfile] = {}
     rows = []
     for run in range(options.runs):
-        for name, which, policy, ample in CASES:
-            budget_bytes, manifest = _AMPLE_BYTES if ample else options.memory, manifests[which]
+        cameras = cameras_for(recordings, run, options)
+        for case in CASES:
+            manifest = manifests[case.release]
             profile = measure_profile(manifest, cache.fetch, options.device, repeats=9, reload_from="disk")
-            profiles[f"{name}, run {run}"] = profile
-            found = run_case(manifest, cache, profile, recordings, policy, budget_bytes, options)
-            rows.append({"case": name, "run": run, **found})
-            print(line(name, [rows[-1]]), flush=True)
+            profiles[f"{case.name}, run {run}"] = profile
+            found = run_case(case, manifest, cache, profile, recordings, cameras, options)
+            rows.append({"case": case.name, "run": run, **found})
+            print(line(case.name, [rows[-1]]), flush=True)
     return profiles, rows
 
 
@@ -128,6 +149,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--warm-up-seconds", type=float, default=7)
+    parser.add_argument("--phases", choices=("even", "random"), default="even", help="when each camera's frames come")
+    parser.add_argument("--seed", type=int, default=0, help="of random phases")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--machine", default="cpu", help="a short name for the record's file")
@@ -143,8 +166,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gemel-bench-") as folder:
         profiles, rows = bench(store, recordings, options, LocalCache(store, folder))
     print(f"\nmedians of {options.runs} runs in {format_bytes(options.memory)} on {device_name_of(profiles)}:")
-    for name, *_ in CASES:
-        print(line(name, [row for row in rows if row["case"] == name]))
+    for case in CASES:
+        print(line(case.name, [row for row in rows if row["case"] == case.name]))
     heading = records.heading("bench_serving") | {"options": {key: str(value) for key, value in vars(options).items()}}
     document = heading | {
         "workload": workload.name,

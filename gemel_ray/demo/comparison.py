@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gemel_ray.edge.traffic import Camera, spread
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.serving.local import Service
 from gemel_ray.spec.answers import Answer, FrameAnswer
@@ -57,11 +58,9 @@ def _recording(data: QueryData, seconds: float) -> Recording:
 def play(service: Service, node: str, recordings: Mapping[str, Recording]) -> Played:
     """Play all recordings at their cameras' speed inside the node's engine process."""
     engine = service.engines[node]
-    found: list[FrameAnswer] = engine.replay.remote(
-        {name: recording.frames for name, recording in recordings.items()},
-        {name: recording.query.fps for name, recording in recordings.items()},
-        {name: recording.query.slo_ms for name, recording in recordings.items()},
-    ).result(timeout_s=_PATIENCE_S)
+    frames = {name: recording.frames for name, recording in recordings.items()}
+    cameras = spread([Camera(name, each.query.fps, each.query.slo_ms) for name, each in recordings.items()])
+    found: list[FrameAnswer] = engine.replay.remote(frames, cameras).result(timeout_s=_PATIENCE_S)
     status: EngineStatus = engine.status.remote().result(timeout_s=_PATIENCE_S)
     return summarise(found, recordings, status)
 

@@ -16,6 +16,7 @@ from gemel_ray.edge.choosing import choose_plan, expected_traffic
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.edge.reconsidering import Reconsidered
 from gemel_ray.edge.simulation import cameras_of
+from gemel_ray.edge.traffic import Camera
 from gemel_ray.engine import measuring, profiling, replanning, replaying
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
@@ -154,14 +155,12 @@ class Engine:
             self.sampler.offer(query, image, future)
         return future
 
-    def replay(
-        self, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]
-    ) -> list[FrameAnswer]:
-        """Play recorded frames (by query) at real speed; every frame's answer, in order of arrival.
+    def replay(self, streams: Mapping[str, Sequence[Image]], cameras: Sequence[Camera]) -> list[FrameAnswer]:
+        """Play recorded frames (by query) at the speed of their cameras; every frame's answer, in order of arrival.
 
-        Queries' first frames are spread over the frame period. `frame` of an answer is the index in its stream.
+        `frame` of an answer is the index in its stream.
         """
-        return replaying.replay(self._running(), streams, fps, slo_ms)
+        return replaying.replay(self._running(), streams, cameras)
 
     @property
     def plan(self) -> EdgePlan:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from gemel_ray.edge.traffic import Camera
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.vision.tasks import Image
@@ -20,23 +21,19 @@ class Due(NamedTuple):
     number: int
 
 
-def arrivals(counts: Mapping[str, int], fps: Mapping[str, float]) -> list[Due]:
-    """All arrivals in order; the k-th of n queries starts k/n of its own frame period late."""
-    return sorted(_due(counts, fps))
+def arrivals(cameras: Sequence[Camera], counts: Mapping[str, int]) -> list[Due]:
+    """All arrivals in order, of so many frames of each query's camera."""
+    return sorted(
+        Due(camera.phase_ms + index * 1e3 / camera.fps, camera.query, index)
+        for camera in cameras
+        for index in range(counts[camera.query])
+    )
 
 
-def _due(counts: Mapping[str, int], fps: Mapping[str, float]) -> Iterator[Due]:
-    for place, (query, count) in enumerate(counts.items()):
-        period_ms = 1e3 / fps[query]
-        for index in range(count):
-            yield Due((place / len(counts) + index) * period_ms, query, index)
-
-
-def replay(
-    run: ReleaseRun, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]
-) -> list[FrameAnswer]:
+def replay(run: ReleaseRun, streams: Mapping[str, Sequence[Image]], cameras: Sequence[Camera]) -> list[FrameAnswer]:
     """See Engine.replay. A frame counts as arrived when it was due, even if this thread woke a little later."""
-    schedule = arrivals({query: len(stream) for query, stream in streams.items()}, fps)
+    schedule = arrivals(cameras, {query: len(stream) for query, stream in streams.items()})
+    slo_ms = {camera.query: camera.slo_ms for camera in cameras}
     begun_ms = run.now_ms()
     futures = []
     for due in schedule:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemel_ray.edge.traffic import Camera
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.sampling import SampledFrame, Sampler
 from gemel_ray.engine.status import EngineStatus
@@ -80,12 +81,10 @@ class EngineReplica:
         found = (sampler.take() for _ in range(_MOST_SAMPLES))
         return [sample for sample in found if sample is not None]
 
-    async def replay(
-        self, streams: Mapping[str, Sequence[Image]], fps: Mapping[str, float], slo_ms: Mapping[str, float]
-    ) -> list[FrameAnswer]:
+    async def replay(self, streams: Mapping[str, Sequence[Image]], cameras: Sequence[Camera]) -> list[FrameAnswer]:
         """Play recorded frames inside this process at real speed, as Engine.replay does: no frame crosses a wire."""
         own = {query: [_writable(image) for image in stream] for query, stream in streams.items()}
-        return await asyncio.to_thread(self._engine.replay, own, fps, slo_ms)
+        return await asyncio.to_thread(self._engine.replay, own, cameras)
 
     async def check_health(self) -> None:
         """Serve asks every few seconds and replaces the process when this raises."""

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gemel_ray.edge.traffic import Camera, spread
 from gemel_ray.engine.replaying import arrivals
 from gemel_ray.engine.status import LATENCY_WINDOW, BusyTime, Tally, percentile
 
@@ -41,8 +42,8 @@ def test_intervals_that_left_the_window_are_forgotten():
     assert len(busy.intervals) <= 11
 
 
-def test_recorded_frames_come_at_their_rates_with_phases_spread_over_the_period():
-    dues = arrivals({"a": 3, "b": 2}, {"a": 10, "b": 5})
+def test_recorded_frames_come_when_their_cameras_send_them():
+    dues = arrivals(spread([Camera("a", 10, 100), Camera("b", 5, 100)]), {"a": 3, "b": 2})
     assert [(due.at_ms, due.query, due.number) for due in dues] == [
         (0.0, "a", 0),
         (100.0, "a", 1),

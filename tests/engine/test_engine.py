@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gemel_ray.edge.ledger import Ledger
+from gemel_ray.edge.traffic import Camera, spread
 from gemel_ray.engine.blobs import open_blobs
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.engine import Engine
@@ -279,7 +280,7 @@ def test_the_status_tells_weights_and_what_is_shared(four, frame_of, engine_for)
 def test_a_replay_answers_every_frame_in_order_of_arrival(four, frame_of, engine_for):
     engine = engine_for(four, room_for(four, *FOUR))
     streams = {"cars": [frame_of(seed) for seed in range(6)], "dogs": [frame_of(seed) for seed in range(3)]}
-    answers = engine.replay(streams, {"cars": 40, "dogs": 20}, {"cars": 1000, "dogs": 1000})
+    answers = engine.replay(streams, spread([Camera("cars", 40, 1000), Camera("dogs", 20, 1000)]))
     assert [(a.query, a.frame) for a in answers if a.query == "cars"] == [("cars", index) for index in range(6)]
     assert [(a.query, a.frame) for a in answers if a.query == "dogs"] == [("dogs", index) for index in range(3)]
     assert [a.query for a in answers][:5] == ["cars", "cars", "dogs", "cars", "cars"]

@@ -10,7 +10,7 @@ import pytest
 
 from gemel_ray.edge.recent import RecentTraffic
 from gemel_ray.edge.simulation import measure, play
-from gemel_ray.edge.traffic import Camera, periodic
+from gemel_ray.edge.traffic import Camera, periodic, spread
 from gemel_ray.engine import measuring, reconsidering
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.reconsidering import Question, answered_elsewhere
@@ -86,7 +86,7 @@ def send(engine, frame_of, seconds, fps=8, slo_ms=150.0):
     """Real frames at real speed, all answers."""
     names = list(FOUR)
     streams = {name: [frame_of(seed) for seed in range(int(seconds * fps))] for name in names}
-    return engine.replay(streams, dict.fromkeys(names, fps), dict.fromkeys(names, slo_ms))
+    return engine.replay(streams, spread([Camera(name, fps, slo_ms) for name in names]))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from PIL import Image
 from ray.serve.context import _get_global_client
 from tiny_release import CLASSES, CLASSIFIERS, noise, publish_tiny_release
 
+from gemel_ray.edge.traffic import Camera, spread
 from gemel_ray.serving.local import check_port, serve_release
 from gemel_ray.serving.options import NodeOptions
 from gemel_ray.serving.tokens import TokenSource
@@ -183,8 +184,8 @@ def test_callers_who_leave_early_do_no_harm(client, service, tiny):
 
 def test_recorded_frames_are_replayed_inside_the_engine(service, tiny):
     streams = {query: [noise(seed, 300, 300) for seed in range(3)] for query in CLASSIFIERS[:2]}
-    fps, slo_ms = dict.fromkeys(streams, 5.0), dict.fromkeys(streams, 60_000.0)
-    found = service.engines["local"].replay.remote(streams, fps, slo_ms).result(timeout_s=PATIENCE_S)
+    cameras = spread([Camera(query, fps=5, slo_ms=60_000) for query in streams])
+    found = service.engines["local"].replay.remote(streams, cameras).result(timeout_s=PATIENCE_S)
     assert sorted((answer.query, answer.frame) for answer in found) == [
         (q, i) for q in CLASSIFIERS[:2] for i in range(3)
     ]
