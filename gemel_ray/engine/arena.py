@@ -30,6 +30,15 @@ class Arena(Protocol):
         """Nobody uses the piece any more. Its memory stays at hand for the next one, within the limit."""
         ...
 
+    @property
+    def retakes(self) -> bool:
+        """Whether a piece that was given back holds no memory, so that who remembers it may take it again."""
+        ...
+
+    def take_again(self, piece: torch.Tensor) -> bool:
+        """Take a piece that was given back just as it was, if it is free and its memory still at hand."""
+        ...
+
     def limit(self, most_bytes: int) -> None:
         """From now on hold no more than that: memory that is only at hand goes back to the system first."""
         ...
@@ -77,6 +86,20 @@ class HostArena:
         with self._lock:
             return _total(self._used) + _total(self._warm)
 
+    @property
+    def retakes(self) -> bool:
+        """See Arena."""
+        return True
+
+    def take_again(self, piece: torch.Tensor) -> bool:
+        """See Arena."""
+        wanted = self._range(piece)
+        with self._lock:
+            if _overlap(self._warm, wanted) < wanted[1] - wanted[0]:
+                return False
+            self._use(wanted)
+        return True
+
     def take(self, count_bytes: int) -> torch.Tensor:
         """See Arena. Beyond all addresses, which no budget kept should reach, MemoryError."""
         if not count_bytes:
@@ -93,9 +116,8 @@ class HostArena:
         """See Arena."""
         if not piece.numel():
             return
-        start = piece.data_ptr() - self._base
+        used = self._range(piece)
         with self._lock:
-            (used,) = (each for each in self._used if each[0] == start)
             self._used.remove(used)
             self._warm = _joined([*self._warm, used])
 
@@ -109,6 +131,11 @@ class HostArena:
         """See Arena."""
         with self._lock:
             self._trim_to(0)
+
+    def _range(self, piece: torch.Tensor) -> Range:
+        """Its addresses, none for an empty one."""
+        start = piece.data_ptr() - self._base if piece.numel() else 0
+        return start, start + _whole_pages(piece.numel())
 
     def _trim_to(self, most_bytes: int) -> None:
         """The highest addresses go first, which are taken last where nothing is at hand."""
@@ -160,6 +187,15 @@ class AllocatorArena:
         self._device = device
         self._held_bytes = 0
         self._lock = threading.Lock()
+
+    @property
+    def retakes(self) -> bool:
+        """See Arena. Here a piece is its memory."""
+        return False
+
+    def take_again(self, piece: torch.Tensor) -> bool:
+        """See Arena."""
+        return False
 
     @property
     def held_bytes(self) -> int:

@@ -27,10 +27,11 @@ _MOST_PARTS = 1024
 class Copier(Protocol):
     """The way into one device's memory; used by one thread at a time."""
 
-    def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
+    def copy_in(self, blob: BlobFile, arena: Arena, former: torch.Tensor | None = None) -> torch.Tensor:
         """The blob's tensors on the device, uint8 and flat, fully arrived; where each lies, the blob says.
 
-        Raises MissingBlobError, or CorruptBlobError when the file ends early; the piece is given back then.
+        In the piece that it was in before, if that can be had again. Raises MissingBlobError, or CorruptBlobError when
+        the file ends early; the piece is given back then.
         """
         ...
 
@@ -46,9 +47,9 @@ class HostCopier:
     def __init__(self, reload_from: ReloadFrom = "memory") -> None:
         self._reload_from = reload_from
 
-    def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
+    def copy_in(self, blob: BlobFile, arena: Arena, former: torch.Tensor | None = None) -> torch.Tensor:
         """See Copier."""
-        with _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
+        with _at_data(blob) as file, _piece(arena, blob.data_bytes, former) as piece:
             _fill(_parts(piece, blob), file)
             _leave(file, self._reload_from)
         return piece
@@ -64,10 +65,11 @@ class CudaCopier:
         self._staging = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._emptied = [torch.cuda.Event() for _ in range(2)]
 
-    def copy_in(self, blob: BlobFile, arena: Arena) -> torch.Tensor:
+    def copy_in(self, blob: BlobFile, arena: Arena, former: torch.Tensor | None = None) -> torch.Tensor:
         """See Copier. Waits for its own stream only."""
         # Taken under our stream, too: the allocator may hand us memory that kernels queued on another still use.
-        with torch.cuda.stream(self.stream), _at_data(blob) as file, _piece(arena, blob.data_bytes) as piece:
+        taken = _piece(arena, blob.data_bytes, former)
+        with torch.cuda.stream(self.stream), _at_data(blob) as file, taken as piece:
             pieces = (part for run in _parts(piece, blob) for part in run.split(STAGING_BYTES))
             for number, part in enumerate(pieces):
                 staging, emptied = self._staging[number % 2][: part.numel()], self._emptied[number % 2]
@@ -81,9 +83,10 @@ class CudaCopier:
 
 
 @contextmanager
-def _piece(arena: Arena, count_bytes: int) -> Iterator[torch.Tensor]:
+def _piece(arena: Arena, count_bytes: int, former: torch.Tensor | None) -> Iterator[torch.Tensor]:
     """A piece of the arena to be filled; given back when that fails."""
-    piece = arena.take(count_bytes)
+    again = former is not None and arena.take_again(former)
+    piece = former if former is not None and again else arena.take(count_bytes)
     try:
         yield piece
     except BaseException:

@@ -85,6 +85,26 @@ def test_a_limit_takes_what_is_only_at_hand_and_nothing_that_is_in_use():
     assert bool((kept == 7).all())
 
 
+def test_a_piece_can_be_taken_again_while_its_memory_is_at_hand_and_nobody_has_it():
+    arena = HostArena(100 * PAGE)
+    first, second, _kept = (arena.take(count * PAGE) for count in (10, 5, 1))
+    second.fill_(3)
+    arena.give_back(first)
+    arena.give_back(second)
+    held_bytes = arena.held_bytes
+    assert arena.take_again(second)
+    assert not arena.take_again(second)
+    assert arena.held_bytes == held_bytes
+    assert bool((second == 3).all())
+    part = arena.take(2 * PAGE)
+    assert part.data_ptr() == first.data_ptr()
+    assert not arena.take_again(first)
+    arena.give_back(part)
+    arena.trim()
+    assert not arena.take_again(first)
+    assert arena.take_again(arena.take(0))
+
+
 def test_weights_beyond_all_addresses_are_refused():
     arena = HostArena(PAGE)
     with pytest.raises(MemoryError, match="weights exceed the budget"):

@@ -3,6 +3,7 @@
 import gc
 import mmap
 import os
+import random
 import weakref
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gemel_ray.engine import residence as residence_module
 from gemel_ray.engine.blobs import open_blob
 from gemel_ray.engine.residence import Residence
 from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
@@ -44,6 +46,17 @@ def big_blob(tmp_path):
     path = tmp_path / "big.safetensors"
     save_file({"weight": torch.ones(BIG)}, path)
     return open_blob(path)
+
+
+def load_and_read(residence, weight, blob):
+    """Its tensors, just loaded."""
+    residence.load(weight, blob, blob.data_bytes)
+    return residence.tensors(weight)
+
+
+def same_as_file(tensors, blob):
+    expected = load_file(blob.path)
+    return tensors.keys() == expected.keys() and all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_what_is_loaded_equals_what_safetensors_reads(blob, device):
@@ -91,14 +104,61 @@ def test_a_file_larger_than_the_staging_buffers_arrives_whole(tmp_path, device):
     assert torch.equal(residence.tensors("a")["values"].cpu(), values)
 
 
-def test_eviction_drops_the_last_reference_to_the_memory(blob):
+def test_what_is_evicted_is_neither_told_nor_counted(blob):
     residence = Residence(torch.device("cpu"))
     residence.load("a", blob, blob.data_bytes)
-    tensor = weakref.ref(residence.tensors("a")["weight"])
     residence.evict("a")
-    assert tensor() is None
+    assert "a" not in residence
     assert residence.weights == ()
     assert residence.allocated_bytes() == 0
+
+
+def test_in_the_same_place_again_the_tensors_are_those_of_before(blob):
+    residence = Residence(torch.device("cpu"), budget_bytes=10 * blob.data_bytes)
+    before = load_and_read(residence, "a", blob)
+    residence.evict("a")
+    again = load_and_read(residence, "a", blob)
+    assert again["weight"] is before["weight"]
+    assert same_as_file(again, blob)
+
+
+def test_in_another_place_or_from_another_file_tensors_are_made_anew(blob, big_blob):
+    residence = Residence(torch.device("cpu"), budget_bytes=10 * big_blob.data_bytes)
+    before = load_and_read(residence, "a", blob)
+    residence.evict("a")
+    assert same_as_file(load_and_read(residence, "b", big_blob), big_blob)
+    elsewhere = load_and_read(residence, "a", blob)
+    assert elsewhere["weight"].data_ptr() != before["weight"].data_ptr()
+    assert same_as_file(elsewhere, blob)
+    residence.evict("a")
+    assert same_as_file(load_and_read(residence, "a", big_blob), big_blob)
+
+
+def test_weights_that_come_and_go_in_any_order_are_those_of_their_files(tmp_path):
+    rng, residence, blobs = random.Random(11), Residence(torch.device("cpu"), budget_bytes=1 << 20), {}
+    for name in "abcdefgh":
+        tensors = {f"t{at}": torch.randn(rng.randrange(1, 9_000)) for at in range(3)}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        blobs[name] = open_blob(tmp_path / f"{name}.safetensors")
+    for _ in range(300):
+        name = rng.choice("abcdefgh")
+        if name in residence:
+            residence.evict(name)
+        else:
+            residence.load(name, blobs[name], blobs[name].data_bytes)
+        for held in residence.weights:
+            assert same_as_file(residence.tensors(held), blobs[held])
+
+
+def test_so_many_tensors_are_remembered_and_no_more(blob, monkeypatch):
+    monkeypatch.setattr(residence_module, "_MOST_LEFT", 2 * len(blob.tensors))
+    residence = Residence(torch.device("cpu"), budget_bytes=10 * blob.data_bytes)
+    first = {name: load_and_read(residence, name, blob) for name in "abc"}
+    for name in "abc":
+        residence.evict(name)
+    gone = weakref.ref(first.pop("a")["weight"])
+    assert gone() is None
+    assert load_and_read(residence, "c", blob)["weight"] is first["c"]["weight"]
 
 
 @needs_proc
