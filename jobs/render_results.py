@@ -10,63 +10,21 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import edge_results
+import engine_results
 import merge_results
 import records
+from tables import percent, rows_of
 
 README = Path(__file__).parent.parent / "README.md"
 MERGING = records.RESULTS / "MERGING.md"
 BEGIN, END = "<!-- measured: begin (python jobs/render_results.py) -->", "<!-- measured: end -->"
 
 Record = Mapping[str, Any]
-
-
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def rows_of(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(heads) + " |"
-    yield "|" + "---|" * len(heads)
-    yield from ("| " + " | ".join(row) + " |" for row in rows)
-
-
-def serving(record: Record) -> Iterator[str]:
-    """Medians over runs, of means over queries."""
-    device = next(iter(record["profiles"].values()))["device"]
-    budget_mib = int(record["options"]["memory"]) / 2**20
-    yield (
-        f"**{record['workload']}**, the real engine on {device}, in {budget_mib:.0f} MiB, "
-        f"{record['options']['runs']} runs:\n"
-    )
-    heads = ("what runs", "goodput", "worst query", "simulated", "error", "end-to-end accuracy", "loaded")
-    yield from rows_of(heads, [_served(record, case) for case in dict.fromkeys(row["case"] for row in record["rows"])])
-
-
-def _served(record: Record, case: str) -> tuple[str, ...]:
-    rows = [row for row in record["rows"] if row["case"] == case]
-
-    def median(value: Callable[[Any], float]) -> float:
-        return statistics.median(map(value, rows))
-
-    return (
-        case,
-        percent(median(lambda row: statistics.fmean(row["goodput"].values()))),
-        percent(median(lambda row: min(row["goodput"].values()))),
-        percent(median(lambda row: row["simulated_goodput"])),
-        f"{median(_error_points):.1f} points",
-        percent(median(lambda row: statistics.fmean(row["accuracy"].values()))),
-        f"{median(lambda row: row['loaded_bytes']) / 2**20:,.0f} MiB",
-    )
-
-
-def _error_points(row: Record) -> float:
-    """How far the simulator is from what was measured, in percentage points of goodput."""
-    return 100 * abs(row["simulated_goodput"] - statistics.fmean(row["goodput"].values()))
 
 
 def edge(record: Record) -> Iterator[str]:
@@ -195,47 +153,13 @@ def merging_in_short(found: Sequence[Record]) -> str:
     return "\n".join([heading, *rows_of(merge_results.SUMMARY_HEADS, rows)])
 
 
-def recovering(record: Record) -> Iterator[str]:
-    """What was killed under load, and what callers saw of it."""
-    yield "**A fleet of two edge nodes under constant load**, real raylets, real HTTP:\n"
-    table = [
-        (row["what"], *(str(row[kind]) for kind in ("fresh", "stale", "failed", "wrong")), _until_fresh(row))
-        for row in record["incidents"]
-    ]
-    yield from rows_of(("what was done", "fresh", "stale", "failed", "wrong", "until all were fresh again"), table)
-
-
-def soaking(record: Record) -> Iterator[str]:
-    """Minutes on end of more than can be answered."""
-    growth = percent(record["process_growth_fraction"])
-    if "sent_fps" not in record:
-        yield (
-            f"**Soak of the engine**: {percent(record['answered_fraction'])} of {record['arrived']:,} frames answered; "
-            f"in {len(record['samples']):,} looks the budget was exceeded {record['samples_above_budget']} times, "
-            f"and the process grew by {growth}."
-        )
-        return
-    came, latency = record["came_of_them"], record["latency_ms"]
-    yield (
-        f"**Soak through HTTP**, {len(record['minutes'])} minutes at {record['sent_fps']:.0f} frames a second, where "
-        f"{record['sustainable_fps']:.0f} are sustained: {came['fresh']:,} answered, {came['stale']:,} called stale, "
-        f"{came['not sent']:,} not sent, since the client had 256 requests open, "
-        f"{came.get('failed', 0)} failed; {percent(record['within_slo_fraction'])} of the answers within "
-        f"{record['slo_ms']:.0f} ms (p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms); the process grew by "
-        f"{growth}."
-    )
-
-
-def _until_fresh(row: Record) -> str:
-    return f"{row['last_not_fresh_s']:.1f} s" if "last_not_fresh_s" in row else "–"
-
-
 RENDERERS = {
     "bench_order": ordering,
-    "bench_serving": serving,
+    "bench_serving": engine_results.serving,
     "bench_edge": edge,
-    "bench_recovery": recovering,
-    "bench_soak": soaking,
+    "bench_recovery": engine_results.recovering,
+    "bench_soak": engine_results.soaking,
+    "bench_swap": engine_results.swapping,
     "bench_placement": placement,
 }
 
