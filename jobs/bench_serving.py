@@ -4,8 +4,8 @@
 
 Plays recorded frames at their cameras' speed inside one process (no Ray, no HTTP), several runs each, interleaved. The
 first seconds are not counted: after them each engine takes another plan if that would have answered more of them.
-Beside each measured goodput stands what the simulator predicts from a profile measured just before that run: a shared
-machine is faster in one minute than in the next.
+Beside each measured goodput stands what the simulator makes of the same plan and frames, with the costs of profiles
+measured just before and just after that run, on average: a shared machine is faster in one minute than in the next.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from gemel_ray.edge.traffic import Camera, periodic, spread
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.profiling import measure_profile
 from gemel_ray.spec.answers import FrameAnswer
-from gemel_ray.spec.profile import DeviceProfile
+from gemel_ray.spec.plan import Contention, EdgePlan
+from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes, parse_bytes
 from gemel_ray.spec.workload import load_workload
@@ -60,16 +61,21 @@ CASES = (
 
 
 def run_case(
-    case: Case, manifest: Manifest, cache: LocalCache, profile: DeviceProfile, recordings: Mapping[str, Recording],
-    cameras: Sequence[Camera], options: argparse.Namespace,
-) -> dict[str, Any]:  # fmt: skip
-    """One run, measured, the mean goodput that the simulator predicts for it, and what became of the plan."""
+    case: Case, manifest: Manifest, cache: LocalCache, recordings: Mapping[str, Recording], cameras: Sequence[Camera],
+    options: argparse.Namespace,
+) -> tuple[dict[str, Any], list[DeviceProfile]]:  # fmt: skip
+    """One run, measured, the mean goodput that the simulator makes of it, and what became of the plan; profiles."""
+
+    def profiled() -> DeviceProfile:
+        return measure_profile(manifest, cache.fetch, options.device, repeats=9, reload_from="disk")
+
+    profiles = [profiled()]
     budget_bytes = _AMPLE_BYTES if case.has_all_memory else options.memory
     engine = Engine(
         budget_bytes=budget_bytes, device=options.device, threads=options.threads, policy=case.policy,
         reload_from="disk",
     )  # fmt: skip
-    engine.start(manifest, cache.fetch, profile)
+    engine.start(manifest, cache.fetch, profiles[0])
     try:
         replay(engine, recordings, cameras, options.warm_up_seconds)
         reconsidered = engine.reconsider() if case.reconsiders else None
@@ -79,9 +85,29 @@ def run_case(
         played = replace(played, loaded_bytes=played.loaded_bytes - before.loaded_bytes)
     finally:
         engine.stop()
-    trace = play(plan, periodic(cameras, options.seconds * 1000))
-    simulated = measure(case.policy, plan, trace).mean_goodput_fraction
-    return asdict(played) | {"simulated_goodput": simulated, "reconsidered": str(reconsidered)}
+    profiles.append(profiled())
+    frames = periodic(cameras, options.seconds * 1000)
+    costed = [at_cost(plan, profile) for profile in profiles]
+    simulated = [measure(case.policy, each, play(each, frames)).mean_goodput_fraction for each in costed]
+    row = {"simulated_goodput": statistics.fmean(simulated), "simulated_goodputs": simulated}
+    return asdict(played) | row | {"reconsidered": str(reconsidered)}, profiles
+
+
+def at_cost(plan: EdgePlan, profile: DeviceProfile) -> EdgePlan:
+    """The same plan, what it takes as that profile has it."""
+    return replace(
+        plan,
+        queries=tuple(
+            replace(query, run_ms={size: _run_ms(profile.queries[query.name], size) for size in query.run_ms})
+            for query in plan.queries
+        ),
+        load_ms={weight: profile.load_ms(count_bytes) for weight, count_bytes in plan.weight_bytes.items()},
+        contention=Contention(profile.run_slowdown, profile.load_slowdown),
+    )
+
+
+def _run_ms(profile: QueryProfile, batch_size: int) -> float:
+    return profile.run_ms[min(size for size in profile.run_ms if size >= batch_size)]
 
 
 def replay(
@@ -103,22 +129,21 @@ def cameras_for(recordings: Mapping[str, Recording], run: int, options: argparse
 
 def bench(
     store: Store, recordings: Mapping[str, Recording], options: argparse.Namespace, cache: LocalCache
-) -> tuple[dict[str, DeviceProfile], list[dict[str, Any]]]:
+) -> tuple[dict[str, list[DeviceProfile]], list[dict[str, Any]]]:
     """Every case, every run, interleaved so that a noisy minute hits all of them."""
     merged = store.manifest(options.release)
     originals = merged
     while originals.parent is not None:
         originals = store.manifest(originals.parent)
     manifests = {"originals": cache.pull(originals.release), "merged": cache.pull(merged.release)}
-    profiles: dict[str, DeviceProfile] = {}
+    profiles: dict[str, list[DeviceProfile]] = {}
     rows = []
     for run in range(options.runs):
         cameras = cameras_for(recordings, run, options)
         for case in CASES:
             manifest = manifests[case.release]
-            profile = measure_profile(manifest, cache.fetch, options.device, repeats=9, reload_from="disk")
-            profiles[f"{case.name}, run {run}"] = profile
-            found = run_case(case, manifest, cache, profile, recordings, cameras, options)
+            found, measured = run_case(case, manifest, cache, recordings, cameras, options)
+            profiles[f"{case.name}, run {run}"] = measured
             rows.append({"case": case.name, "run": run, **found})
             print(line(case.name, [rows[-1]]), flush=True)
     return profiles, rows
@@ -171,14 +196,14 @@ def main() -> None:
     heading = records.heading("bench_serving") | {"options": {key: str(value) for key, value in vars(options).items()}}
     document = heading | {
         "workload": workload.name,
-        "profiles": {which: profile.model_dump(mode="json") for which, profile in profiles.items()},
+        "profiles": {which: [each.model_dump(mode="json") for each in found] for which, found in profiles.items()},
         "rows": rows,
     }
     print(f"raw numbers: {records.write(document, f'{options.machine}-{workload.name}')}")
 
 
-def device_name_of(profiles: Mapping[str, DeviceProfile]) -> str:
-    return next(iter(profiles.values())).device
+def device_name_of(profiles: Mapping[str, Sequence[DeviceProfile]]) -> str:
+    return next(iter(profiles.values()))[0].device
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ Record = Mapping[str, Any]
 
 def serving(record: Record) -> Iterator[str]:
     """Medians over runs, of means over queries."""
-    device = next(iter(record["profiles"].values()))["device"]
+    device = next(iter(record["profiles"].values()))[0]["device"]
     budget_mib = int(record["options"]["memory"]) / 2**20
+    came = "evenly spread" if record["options"]["phases"] == "even" else "at phases drawn for each run"
     yield (
-        f"**{record['workload']}**, the real engine on {device}, in {budget_mib:.0f} MiB, "
+        f"**{record['workload']}**, the real engine on {device}, in {budget_mib:.0f} MiB, frames {came}, "
         f"{record['options']['runs']} runs:\n"
     )
     heads = ("what runs", "goodput", "worst query", "simulated", "error", "end-to-end accuracy", "loaded")

@@ -17,9 +17,11 @@ from gemel_ray.spec.plan import EdgePlan
 
 # How much traffic a plan is tried on at most. Some turns of fifty queries.
 TRIED_MS = 6_000.0
-# Rounds of a choice between plans: milliseconds of traffic, then how far behind the best in mean goodput, and how many,
-# go on to the next round.
-_ROUNDS = ((1_500.0, 0.05, 3), (TRIED_MS, 0.0, 1))
+# Every plan is tried on so many milliseconds of traffic first. Those that far behind the best in mean goodput at most,
+# and no more than so many, are tried on all of it.
+_FIRST_MS = 1_500.0
+_WITHIN_FRACTION = 0.05
+_MOST_TRIED = 3
 # With few cameras it decides much when their frames come: they are tried at several times, until there have been so
 # many. On 17 generated workloads where a plan chosen at one time lost to time/space sharing at another, 12 bring it
 # from .965 to .986 of that (geometric mean); 24 and 48 do no better.
@@ -34,6 +36,7 @@ _PERFECT = (1.0, 1.0)
 Traffic = Sequence[Frame]
 # Mean and worst goodput.
 Score = tuple[float, float]
+Scored = tuple[Score, Candidate]
 
 
 def choose_plan(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> EdgePlan:
@@ -42,24 +45,45 @@ def choose_plan(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> EdgeP
     `traffic` is what each plan is tried on, of TRIED_MS milliseconds each. The first of equals, and a baseline where
     no other is clearly better: the one that would be chosen among baselines alone. Predictions of round robins tell
     neither what queries with nothing pending spare nor how loads and computations interleave, so what looks best on
-    paper is tried. Longer and longer traffic, fewer and fewer plans (successive halving: Jamieson and Talwalkar,
-    AISTATS 2016), until one is left or answers every frame.
+    paper is tried: all plans on a little traffic, the best on more (successive halving: Jamieson and Talwalkar, AISTATS
+    2016). What answers every frame of all traffic is taken at once.
     """
     plans = sorted(plans, key=lambda candidate: not candidate.is_baseline)
-    for length_ms, within, most in _ROUNDS:
-        if len(plans) == 1:
-            break
-        scores = _scores(plans, [before(length_ms, frames) for frames in traffic])
-        ranked = sorted(zip(scores, plans, strict=False), key=lambda scored: scored[0], reverse=True)
-        best, candidate = ranked[0]
-        if best == _PERFECT:
+    if len(plans) == 1:
+        return plans[0].plan
+    begun: list[Scored] = []
+    for candidate in plans:
+        score = _score(candidate.plan, [before(_FIRST_MS, frames) for frames in traffic])
+        # A beginning without a loss says nothing yet about those to come.
+        if score == _PERFECT and _score(candidate.plan, traffic) == _PERFECT:
             return candidate.plan
-        baselines = [scored for scored in ranked if scored[1].is_baseline]
-        if most == 1 and baselines and baselines[0][0][0] >= best[0] - CLEARLY_FRACTION:
-            return baselines[0][1].plan
-        kept = [*_kept(baselines, within, most), *_kept(ranked, within, most)]
-        plans = [each for place, each in enumerate(kept) if each not in kept[:place]]
-    return plans[-1].plan
+        begun.append((score, candidate))
+    return _best([(_score(candidate.plan, traffic), candidate) for candidate in _worth_trying(begun)])
+
+
+def _worth_trying(scored: Sequence[Scored]) -> list[Candidate]:
+    """Of the baselines those not far behind the best of them, then of all plans."""
+    ranked = _ranked(scored)
+    found: list[Candidate] = []
+    for among in ([each for each in ranked if each[1].is_baseline], ranked):
+        near = [each for score, each in among[:_MOST_TRIED] if score[0] >= among[0][0][0] - _WITHIN_FRACTION]
+        found += [each for each in near if each not in found]
+    return found
+
+
+def _best(scored: Sequence[Scored]) -> EdgePlan:
+    """The best, or the best baseline where that is not clearly better."""
+    ranked = _ranked(scored)
+    (mean, _), best = ranked[0]
+    for score, candidate in ranked:
+        if candidate.is_baseline and score[0] >= mean - CLEARLY_FRACTION:
+            return candidate.plan
+    return best.plan
+
+
+def _ranked(scored: Sequence[Scored]) -> list[Scored]:
+    """Best first; of equals, those that came first."""
+    return sorted(scored, key=lambda each: each[0], reverse=True)
 
 
 def expected_traffic(cameras: Sequence[Camera]) -> list[Traffic]:
@@ -69,17 +93,8 @@ def expected_traffic(cameras: Sequence[Camera]) -> list[Traffic]:
     return [periodic(drawn, TRIED_MS) for drawn in draws]
 
 
-def _kept(ranked: Sequence[tuple[Score, Candidate]], within: float, most: int) -> list[Candidate]:
-    return [each for score, each in ranked[:most] if score[0] >= ranked[0][0][0] - within]
-
-
-def _scores(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> list[Score]:
-    """Mean and worst goodput of the plans, each a mean over all traffic, up to the first that answers every frame."""
-    scores: list[Score] = []
-    for candidate in plans:
-        played = [measure("", candidate.plan, play(candidate.plan, frames)) for frames in traffic]
-        mean = statistics.fmean(found.mean_goodput_fraction for found in played)
-        scores.append((mean, statistics.fmean(found.worst_goodput_fraction for found in played)))
-        if scores[-1] == _PERFECT:
-            break
-    return scores
+def _score(plan: EdgePlan, traffic: Sequence[Traffic]) -> Score:
+    """Mean and worst goodput, each a mean over all traffic."""
+    played = [measure("", plan, play(plan, frames)) for frames in traffic]
+    mean = statistics.fmean(found.mean_goodput_fraction for found in played)
+    return mean, statistics.fmean(found.worst_goodput_fraction for found in played)

@@ -7,6 +7,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from gemel_ray.engine.blobs import BlobFile
 from gemel_ray.engine.residence import Residence
@@ -22,10 +23,12 @@ _MOST_RUNS = 200
 def measure_contention(
     infer: Callable[[], object], blobs: Sequence[BlobFile], residence: Residence, repeats: int
 ) -> Contention:
-    """Medians of inferences and of loads of blobs together, against each alone.
+    """Medians of inferences and of loads of blobs at the same time, against the same one after the other.
 
-    One blob after the other, since what is loaded again and again comes from the processor's caches, where it is in
-    nobody's way. Ends as it began: blobs are loaded under a name of their own, as another query's weights would be.
+    In turn, since either finds the processor's caches full of the other's bytes then, as a profile's times have it: an
+    inference after inferences alone would make of that a slowdown, counted twice. One blob after the other, since what
+    is loaded again and again comes from the caches. Ends as it began: blobs are loaded under a name of their own, as
+    another query's weights would be.
     """
     cycle = itertools.cycle(blobs)
 
@@ -35,11 +38,11 @@ def measure_contention(
         forget([_BESIDE], residence)
         return blob, took_ms
 
-    alone_ms = [_took_ms(infer) for _ in range(repeats + 1)][1:]
-    loads_alone = [load() for _ in range((repeats + 1) * len(blobs))][len(blobs) :]
+    in_turn = _in_turn(infer, load, (repeats + 1) * len(blobs))[len(blobs) :]
     run_ms, loads = _together(infer, load, repeats, len(blobs))
-    alone_ms += [_took_ms(infer) for _ in range(repeats)]
-    return Contention(_slowdown(run_ms, alone_ms), _load_slowdown(loads, loads_alone))
+    return Contention(
+        _slowdown(run_ms, [took for took, _ in in_turn]), _load_slowdown(loads, [one for _, one in in_turn])
+    )
 
 
 def forget(weights: Iterable[str], residence: Residence) -> None:
@@ -55,6 +58,16 @@ def typical(found: Sequence[Contention]) -> Contention:
     return Contention(
         statistics.median(each.run_slowdown for each in found), statistics.median(each.load_slowdown for each in found)
     )
+
+
+def _in_turn(infer: Callable[[], object], load: Callable[[], Load], rounds: int) -> list[tuple[float, Load]]:
+    """Times of an inference and of the load before it, which has a thread of its own as while serving."""
+    found = []
+    with ThreadPoolExecutor(1, "gemel-in-turn") as copying:
+        for _ in range(rounds):
+            loaded = copying.submit(load).result()
+            found.append((_took_ms(infer), loaded))
+    return found
 
 
 def _together(

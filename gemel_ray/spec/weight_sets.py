@@ -8,12 +8,11 @@ from collections.abc import Mapping
 REMAINDER = ""
 # Begins the key of a further piece of it, which goes on with the path of its first layer. No module path begins so.
 _PIECE = "."
-# A private layer from this size on is a weight set of its own: it can stay on an edge box while the rest of its model
-# goes, computing need not wait for all of a large model, and a release that leaves it alone does not send it again.
-# Simulated on twenty workloads, such sets bring goodput at the tightest memory from .943 to .963 (jobs/bench_edge.py).
-HEAVY_BYTES = 4 << 20
-# All other private layers come in pieces of at least so many bytes, since each load has a fixed cost of its own. In
-# one piece, models of many small layers (densenet201, efficientnet_b7) come and go whole: see jobs/bench_edge.py.
+# Layers that are loaded together have at least so many bytes, if there are so many. In one piece, large models come and
+# go whole: simulated on two workloads of the study with little memory, goodput .667 instead of .997. In smaller ones
+# the fixed cost of each load tells: six originals of 16 to 85 MB in 112 MiB of memory, reloaded from disk, reach .69 of
+# frames in time with every layer from 4 MiB on by itself and .82 in pieces of 16 MiB (from memory .99 and .96); 60
+# workloads of the study (jobs/bench_edge.py) .893 with pieces of 4 MiB and .898 of 16.
 PIECE_BYTES = 16 << 20
 
 
@@ -22,9 +21,6 @@ def private_sets(layer_bytes: Mapping[str, int]) -> dict[str, str]:
     sets: dict[str, str] = {}
     key, filled_bytes = REMAINDER, 0
     for path, count_bytes in layer_bytes.items():
-        if path and count_bytes >= HEAVY_BYTES:
-            sets[path] = path
-            continue
         if filled_bytes >= PIECE_BYTES:
             key, filled_bytes = f"{_PIECE}{path}", 0
         sets[path] = key

@@ -1,4 +1,4 @@
-"""Models in and out of blobs: one for each shared or heavy layer, and the pieces of each query's private remainder."""
+"""Models in and out of blobs: one for each shared layer, and the pieces of each query's private remainder."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def store_models(
 
 
 def _pieces(private: Tensors) -> dict[str, dict[str, torch.Tensor]]:
-    """A query's private tensors by the weight sets they go to: heavy layers by short names, the rest by full ones."""
+    """A query's private tensors by the weight sets they go to, under their full names."""
     layer_of = {name: name.rpartition(".")[0] for name in private}
     layer_bytes: Counter[str] = Counter()
     for name, tensor in private.items():
@@ -62,8 +62,7 @@ def _pieces(private: Tensors) -> dict[str, dict[str, torch.Tensor]]:
     key_of = private_sets(layer_bytes)
     pieces: dict[str, dict[str, torch.Tensor]] = {REMAINDER: {}}
     for name, tensor in private.items():
-        key = key_of[layer_of[name]]
-        pieces.setdefault(key, {})[name.removeprefix(tensor_prefix(key))] = tensor
+        pieces.setdefault(key_of[layer_of[name]], {})[name] = tensor
     return pieces
 
 

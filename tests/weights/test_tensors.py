@@ -158,19 +158,7 @@ def test_a_shared_layer_that_a_state_dict_lacks_is_named(store, states):
         store_models(store, {"a": states["a"]}, SHARED, NAMES)
 
 
-def test_a_heavy_private_layer_is_a_blob_of_its_own_and_comes_back_where_it_was(store):
-    heavy, light = torch.rand(2**20), torch.rand(3)
-    state = {"head.weight": heavy, "head.bias": light, "stem.weight": light + 1, "scale": light + 2}
-    weights, blobs = store_models(store, {"cars": state}, MergeConfiguration(), {})
-    assert set(weights["cars"]) == {"head", ""}
-    assert blobs[weights["cars"]["head"]].tensor_bytes == tensor_bytes({"w": heavy, "b": light})
-    assert sum(info.tensor_bytes for info in blobs.values()) == tensor_bytes(state)
-    found = load_state(BlobReader(store), weights["cars"], {})
-    assert found.keys() == state.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
-
-
-def test_many_light_layers_come_in_pieces_and_back_where_they_were(store):
+def test_private_layers_come_in_pieces_and_back_where_they_were(store):
     state = {f"{at}.{short}": torch.rand(2**19 * size) for at in range(20) for short, size in (("w", 1), ("b", 0))}
     state = {"token": torch.rand(5)} | state
     weights, blobs = store_models(store, {"cars": state}, MergeConfiguration(), {})
