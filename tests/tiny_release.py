@@ -27,7 +27,7 @@ ARCHITECTURES = {
     "north_people": "mobilenet_v3_small",
     "south_people": "mobilenet_v3_small",
     "harbour_boxes": "ssdlite320_mobilenet_v3_large",
-    # Many layers, none of them heavy.
+    # Of many layers and more than one piece.
     "yard_dogs": "densenet121",
 }
 SHARED = {
