@@ -118,6 +118,18 @@ def test_no_more_plans_are_tried_once_one_answers_every_frame():
     assert choose_plan([plan, untried], expected_traffic(cameras_of(models))) is plan.plan
 
 
+def test_a_beginning_without_a_loss_decides_nothing():
+    models = family(5, fps=20, slo_ms=300)
+    plans = candidate_plans(POLICIES["ours"], models, profile_of(models, load_bytes_per_ms=MIB), budget_bytes=90 * MIB)
+    # Nothing for two seconds, then all that the cameras send.
+    frames = [frame for frame in periodic(cameras_of(models), 6_000) if frame.arrived_ms > 2_000]
+    scores = [measure("", each.plan, play(each.plan, frames)).mean_goodput_fraction for each in plans]
+    (worst, least), *_, (best, most) = sorted(zip(scores, range(len(plans)), strict=True))
+    assert worst < best
+    two = [replace(plans[place], is_baseline=False) for place in (least, most)]
+    assert choose_plan(two, [frames]) is plans[most].plan
+
+
 def test_a_baselines_plan_is_followed_unless_another_is_clearly_better():
     models = family(5, fps=30, slo_ms=200)
     plans = candidate_plans(POLICIES["ours"], models, profile_of(models, load_bytes_per_ms=MIB), budget_bytes=90 * MIB)
