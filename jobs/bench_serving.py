@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import records
+import torch
 
 from gemel_ray.demo.comparison import Recording, record, summarise
 from gemel_ray.edge.simulation import measure, play
@@ -184,6 +185,8 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
+    # Profiles, too, on so many threads as the engine computes with.
+    torch.set_num_threads(options.threads)
     workload = load_workload(options.folder / "workload.yaml")
     options.memory = options.memory or workload.nodes[0].memory
     recordings = record(read_workload_data(workload), seconds=options.seconds)

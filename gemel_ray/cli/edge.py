@@ -40,6 +40,9 @@ def profile(
         str, typer.Option(help="Where evicted weights come back from: memory, or disk where the box has none to spare.")
     ] = "memory",
     repeats: Annotated[int, typer.Option(min=1, help="Medians of so many.")] = 3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of an inference on a CPU; as many as there are cores without it.")
+    ] = None,
     way: Ways = None,
     out: Annotated[Path | None, typer.Option(help="Also write the profile here, for `gemel simulate`.")] = None,
     as_json: AsJson = False,
@@ -58,7 +61,7 @@ def profile(
     with working("measuring every model on this device"):
         found = profile_store(
             store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
-            allow_factories=allow_factories, ways=ways,
+            allow_factories=allow_factories, ways=ways, threads=threads,
         )  # fmt: skip
     if out is not None:
         out.write_text(found.model_dump_json(indent=1), encoding="utf-8")

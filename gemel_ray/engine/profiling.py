@@ -90,8 +90,14 @@ def profile_store(
     reload_from: ReloadFrom = "memory",
     allow_factories: bool = False,
     ways: Sequence[Way] = (),
+    threads: int | None = None,
 ) -> DeviceProfile:
-    """`measure_profile` for a release in a store; its blobs are copied to a local folder first, and forgotten."""
+    """`measure_profile` for a release in a store; its blobs are copied to a local folder first, and forgotten.
+
+    `threads` are those of an inference on a CPU, as an engine's; from then on this process's.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
     store = open_store(uri)
     with tempfile.TemporaryDirectory(prefix="gemel-profile-") as folder:
         cache = LocalCache(store, folder)

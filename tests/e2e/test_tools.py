@@ -25,6 +25,8 @@ def profiled(made, tmp_path_factory, gemel):
         "disk",
         "--way",
         "channels_last",
+        "--threads",
+        "1",
         "--out",
         "profile.json",
         "--json",
@@ -37,6 +39,7 @@ def test_a_profile_names_every_query_and_is_marked_as_measured(profiled):
     assert json.loads(path.read_text()) == document
     assert set(document["queries"]) == set(CLASSIFIERS)
     assert document["estimated"] is False
+    assert document["device"].endswith(" 1 threads")
     assert {query["way"] for query in document["queries"].values()} <= {"plain", "channels_last"}
     assert all(took > 0 for query in document["queries"].values() for took in query["run_ms"].values())
 
