@@ -42,18 +42,20 @@ Scored = tuple[Score, Candidate]
 def choose_plan(plans: Sequence[Candidate], traffic: Sequence[Traffic]) -> EdgePlan:
     """The plan of most mean goodput, then of most goodput for the query that fares worst, in short simulations.
 
-    `traffic` is what each plan is tried on, of TRIED_MS milliseconds each. The first of equals, and a baseline where
-    no other is clearly better: the one that would be chosen among baselines alone. Predictions of round robins tell
-    neither what queries with nothing pending spare nor how loads and computations interleave, so what looks best on
-    paper is tried: all plans on a little traffic, the best on more (successive halving: Jamieson and Talwalkar, AISTATS
-    2016). What answers every frame of all traffic is taken at once.
+    `traffic` is what each plan is tried on, the first TRIED_MS milliseconds of each. The first of equals, and a
+    baseline where no other is clearly better: the one that would be chosen among baselines alone. Predictions of round
+    robins tell neither what queries with nothing pending spare nor how loads and computations interleave, so what looks
+    best on paper is tried: all plans on a little traffic, the best on more (successive halving: Jamieson and Talwalkar,
+    AISTATS 2016). What answers every frame of all traffic is taken at once.
     """
     plans = sorted(plans, key=lambda candidate: not candidate.is_baseline)
     if len(plans) == 1:
         return plans[0].plan
+    traffic = [before(TRIED_MS, frames) for frames in traffic]
+    beginning = [before(_FIRST_MS, frames) for frames in traffic]
     begun: list[Scored] = []
     for candidate in plans:
-        score = _score(candidate.plan, [before(_FIRST_MS, frames) for frames in traffic])
+        score = _score(candidate.plan, beginning)
         # A beginning without a loss says nothing yet about those to come.
         if score == _PERFECT and _score(candidate.plan, traffic) == _PERFECT:
             return candidate.plan
