@@ -218,14 +218,17 @@ def models_of(asked: Sequence[Asked], copies: dict[LayerRef, str]) -> dict[str, 
     models = {}
     for each in asked:
         found = inventory(each.architecture, each.classes)
-        layers = [
+        own_bytes = {layer.path: layer.bytes for layer in found.layers} | {"": found.other_bytes}
+        layers = tuple(
             ModelLayer(
-                layer.bytes, copies.get(LayerRef(each.model, layer.path), own := f"{each.model}/{layer.path}"), own
+                count_bytes,
+                copies.get(LayerRef(each.model, path), f"{each.model}/{path}"),
+                original=f"{each.model}/{path}",
+                path=path,
             )
-            for layer in found.layers
-        ]
-        rest = f"{each.model}/"
-        models[each.name] = ServedModel((*layers, ModelLayer(found.other_bytes, rest, rest)), each.fps, each.slo_ms)
+            for path, count_bytes in own_bytes.items()
+        )
+        models[each.name] = ServedModel(layers, each.fps, each.slo_ms)
     return models
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gemel_ray.policy.planning import ServedQuery
 from gemel_ray.spec.release import Manifest
-from gemel_ray.spec.weight_sets import PIECE_BYTES, private_sets
+from gemel_ray.spec.weight_sets import PIECE_BYTES, common_sets, pieces, private_sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,9 @@ class ModelLayer:
     original: str
     # Of the merged copy, where this layer is but a slice of it.
     copy_bytes: int | None = None
+    # Its path in its model: a release stores layers together that the same models share at the same paths. None where
+    # it is a weight set by itself.
+    path: str | None = None
 
     def bytes_as(self, copy: str) -> int:
         """What that copy of the layer weighs."""
@@ -103,14 +107,28 @@ def merged_layers(models: Models) -> Holding:
 
 
 def as_released(models: Models) -> Holding:
-    """All that the merge shares, in the weight sets of a release: each shared layer, pieces of each private rest."""
+    """All that the merge shares, in the weight sets of a release: pieces of what the same queries share at the same
+    paths, and of each private rest; every other shared layer by itself."""
     merged = _merged(models)
-    uses = Counter(copy for copies in merged.values() for copy in copies)
-    set_of = {copy: copy for copy in uses}
-    for name, model in models.items():
-        private = {layer.merged: layer.bytes for layer in model.layers if uses[layer.merged] == 1}
-        set_of |= {copy: f"{name}/{key}" for copy, key in private_sets(private).items()}
+    set_of = {copy: copy for copies in merged.values() for copy in copies}
+    for users, copy_bytes in _common_layers(models).items():
+        key_of = private_sets(copy_bytes) if len(users) == 1 else common_sets(copy_bytes)
+        set_of |= {copy: f"{'+'.join(users)}/{key}" for copy, key in key_of.items()}
     return _holding(models, merged, set_of)
+
+
+def _common_layers(models: Models) -> dict[tuple[str, ...], dict[str, int]]:
+    """By users: bytes of the copies that each of them uses once, and at the same path if there are several."""
+    places: dict[str, list[tuple[str, str | None]]] = defaultdict(list)
+    for name, model in models.items():
+        for layer in model.layers:
+            places[layer.merged].append((name, layer.path))
+    common: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+    for copy, count_bytes in _copy_bytes(models, _merged(models)).items():
+        users, paths = zip(*places[copy], strict=True)
+        if len(users) == 1 or (len({*users}) == len(users) and len({*paths}) == 1 and paths[0] is not None):
+            common[users][copy] = count_bytes
+    return common
 
 
 def by_blob(models: Models) -> Holding:
@@ -177,13 +195,14 @@ def _pieces(copies: Mapping[str, Sequence[str]], copy_bytes: Mapping[str, int], 
     for name, used in copies.items():
         for copy in used:
             users[copy][name] = None
-    filling: dict[tuple[str, ...], tuple[str, int]] = {}
-    piece_of = {}
-    for number, (copy, count_bytes) in enumerate(copy_bytes.items()):
-        together = tuple(users[copy])
-        piece, filled_bytes = filling.get(together, ("", 0))
-        if not piece or filled_bytes >= piece_bytes:
-            piece, filled_bytes = f"{together[0]}+{len(together) - 1}#{number}", 0
-        filling[together] = (piece, filled_bytes + count_bytes)
-        piece_of[copy] = piece
-    return piece_of
+    together: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
+    for copy, count_bytes in copy_bytes.items():
+        together[tuple(users[copy])][copy] = count_bytes
+    number = itertools.count()
+    return {
+        copy: name
+        for using, own_bytes in together.items()
+        for piece in pieces(own_bytes, piece_bytes)
+        for name in [f"{using[0]}+{len(using) - 1}#{next(number)}"]
+        for copy in piece
+    }

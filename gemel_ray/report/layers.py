@@ -46,12 +46,12 @@ def told_by_release(manifest: Manifest, query: str) -> ModelInventory:
         if member.query == query
     }
     released = manifest.queries[query]
+    own_bytes = sum(manifest.blobs[blob].tensor_bytes for key, blob in released.weights.items() if is_remainder(key))
     layers = tuple(
         Layer(path, "", signature, signature, (Tensor("weight", (), layer_bytes),))
         for path, (signature, layer_bytes) in sorted(members.items())
     )
-    rest = [manifest.blobs[blob].tensor_bytes for key, blob in released.weights.items() if is_remainder(key)]
-    return ModelInventory(query, released.query.model.builder, layers, sum(rest))
+    return ModelInventory(query, released.query.model.builder, layers, own_bytes)
 
 
 def bounds_of(inventories: Sequence[ModelInventory]) -> Bounds:

@@ -63,7 +63,7 @@ class ReleasedQuery(Strict):
     """One query as it is to be served: the question, where each of its weights is, how good it is."""
 
     query: Query
-    # Module path of a layer, or key of (a piece of) the private remainder -> blob; see spec.weight_sets.
+    # Module path of a layer, or key of a piece of several layers -> blob; see spec.weight_sets.
     weights: dict[str, Sha256]
     # Weights that are slices of what their blob holds: module path -> tensor -> shape of its first rows, columns ...
     slices: dict[str, dict[str, tuple[int, ...]]] = Field(default_factory=dict)

@@ -1,17 +1,17 @@
-"""Models in and out of blobs: one for each shared layer, and the pieces of each query's private remainder."""
+"""Models in and out of blobs: pieces of what the same queries share, and of each query's private remainder."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from gemel_ray.spec.errors import StoreError, nearest
 from gemel_ray.spec.layers import LayerRef, covers
-from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.release import BlobInfo
-from gemel_ray.spec.weight_sets import REMAINDER, private_sets, tensor_prefix
+from gemel_ray.spec.weight_sets import REMAINDER, common_sets, private_sets, tensor_prefix
 from gemel_ray.weights.store import Store
 from gemel_ray.weights.tensors import Tensors, decode, narrowed, put_tensors, tensor_bytes
 
@@ -32,25 +32,62 @@ def store_models(
     is found in the store by content and written once. Raises StoreError when layers that are said to share do not
     hold equal weights, or when a state dict lacks a tensor of a shared layer; blobs written by then stay unused.
     """
+    copies = {shared: _one_copy(states, shared, layer_tensors) for shared in configuration.shared}
+    shared_names: dict[str, set[str]] = {query: set() for query in states}
+    for shared, copy in copies.items():
+        for member in shared.members:
+            shared_names[member.query] |= {f"{member.layer}.{name}" for name in copy}
     weights: dict[str, dict[str, str]] = {query: {} for query in states}
     blobs: dict[str, BlobInfo] = {}
-    taken: dict[str, set[str]] = {query: set() for query in states}
-    for shared in configuration.shared:
-        layers = {member: _layer(states, member, layer_tensors) for member in shared.members}
-        whole = max(shared.members, key=lambda member: tensor_bytes(layers[member]))
-        _check_equal(layers, whole)
-        sha, info = put_tensors(store, layers[whole])
+    for places, tensors in (*_shared_sets(copies, states), *_private_sets(states, shared_names)):
+        sha, info = put_tensors(store, tensors)
         blobs[sha] = info
-        for member in shared.members:
-            weights[member.query][member.layer] = sha
-            taken[member.query] |= {f"{member.layer}.{name}" for name in layers[member]}
-    for query, state in states.items():
-        private = {name: tensor for name, tensor in state.items() if name not in taken[query]}
-        for path, tensors in _pieces(private).items():
-            sha, info = put_tensors(store, tensors)
-            blobs[sha] = info
-            weights[query][path] = sha
+        for place in places:
+            weights[place.query][place.layer] = sha
     return weights, blobs
+
+
+def _shared_sets(
+    copies: Mapping[SharedLayer, Tensors], states: Mapping[str, Tensors]
+) -> Iterator[tuple[Sequence[LayerRef], Tensors]]:
+    """Where each weight set of shared layers goes, as query and key, and its tensors."""
+    together: dict[tuple[str, ...], dict[str, Tensors]] = defaultdict(dict)
+    for shared, copy in copies.items():
+        if users := _common_users(shared):
+            together[users][shared.members[0].layer] = copy
+        else:
+            yield shared.members, copy
+    for users, layers in together.items():
+        ordered = _as_they_appear(layers, states[users[0]])
+        key_of = common_sets({path: tensor_bytes(layers[path]) for path in ordered})
+        for key in dict.fromkeys(key_of.values()):
+            tensors = {
+                f"{path}.{name}".removeprefix(tensor_prefix(key)): tensor
+                for path in ordered if key_of[path] == key
+                for name, tensor in layers[path].items()
+            }  # fmt: skip
+            yield [LayerRef(user, key) for user in users], tensors
+
+
+def _common_users(shared: SharedLayer) -> tuple[str, ...]:
+    """Its queries, where it is one layer of each, at one path, and of one size; else none."""
+    users = tuple(dict.fromkeys(member.query for member in shared.members))
+    paths = {member.layer for member in shared.members}
+    return users if len(users) == len(shared.members) and len(paths) == 1 and not shared.extents else ()
+
+
+def _as_they_appear(layers: Mapping[str, Tensors], state: Iterable[str]) -> list[str]:
+    depth = {name: depth for depth, name in enumerate(state)}
+    return sorted(layers, key=lambda path: min(depth[f"{path}.{name}"] for name in layers[path]))
+
+
+def _private_sets(
+    states: Mapping[str, Tensors], shared_names: Mapping[str, set[str]]
+) -> Iterator[tuple[Sequence[LayerRef], Tensors]]:
+    for query, state in states.items():
+        private = {name: tensor for name, tensor in state.items() if name not in shared_names[query]}
+        for key, tensors in _pieces(private).items():
+            yield [LayerRef(query, key)], tensors
 
 
 def _pieces(private: Tensors) -> dict[str, dict[str, torch.Tensor]]:
@@ -64,6 +101,14 @@ def _pieces(private: Tensors) -> dict[str, dict[str, torch.Tensor]]:
     for name, tensor in private.items():
         pieces.setdefault(key_of[layer_of[name]], {})[name] = tensor
     return pieces
+
+
+def _one_copy(states: Mapping[str, Tensors], shared: SharedLayer, names: Mapping[LayerRef, tuple[str, ...]]) -> Tensors:
+    """What all members hold: the largest's tensors, by their short names."""
+    layers = {member: _layer(states, member, names) for member in shared.members}
+    whole = max(shared.members, key=lambda member: tensor_bytes(layers[member]))
+    _check_equal(layers, whole)
+    return layers[whole]
 
 
 def _layer(

@@ -135,6 +135,18 @@ def test_released_weight_sets_are_shared_layers_and_pieces_of_each_private_rest(
     }  # fmt: skip
 
 
+def test_what_the_same_models_share_at_the_same_paths_is_released_in_pieces():
+    def layers(own, *more):
+        common = [ModelLayer(5 * MIB, f"c{depth}", f"{own}{depth}", path=f"l{depth}") for depth in range(5)]
+        return ServedModel((*common, ModelLayer(MIB, own, own, path="head"), *more), 10.0, 100.0)
+
+    moved = [ModelLayer(MIB, "moved", f"m{place}", path=f"m{place}") for place in range(2)]
+    held = as_released({"x": layers("x", moved[0]), "y": layers("y", moved[1]), "z": model((7, "z", "z"))}).weight_bytes
+    assert {name: size // MIB for name, size in held.items()} == {
+        "x+y/..c0": 20, "x+y/c4": 5, "x/": 1, "y/": 1, "z/": 7, "moved": 1,
+    }  # fmt: skip
+
+
 def test_a_layer_repeated_within_a_model_is_held_once():
     twice = {"x": model((10, "same", "x0"), (10, "same", "x1"), (5, "head", "x2"))}
     assert merged_layers(twice).total_bytes == 15 * MIB

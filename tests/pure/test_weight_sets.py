@@ -1,4 +1,4 @@
-"""Which private layers are stored and loaded together."""
+"""Which layers are stored and loaded together."""
 
 from collections import Counter
 from itertools import groupby
@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from gemel_ray.spec.weight_sets import (
     PIECE_BYTES,
     REMAINDER,
+    common_sets,
     is_remainder,
+    pieces,
     private_sets,
     tensor_prefix,
 )
@@ -29,6 +31,27 @@ def test_private_layers_come_in_pieces_in_order(layer_bytes):
     for path, key in key_of.items():
         filled[key] += layer_bytes[path]
     assert all(filled[key] >= PIECE_BYTES for key in runs[:-1])
+
+
+@given(st.dictionaries(PATHS, st.integers(0, 30), max_size=40), st.integers(1, 40))
+def test_pieces_are_consecutive_and_no_larger_than_they_must_be(item_bytes, piece_bytes):
+    made = list(pieces(item_bytes, piece_bytes))
+    assert [item for piece in made for item in piece] == list(item_bytes)
+    for piece in made:
+        assert sum(item_bytes[item] for item in piece[:-1]) < piece_bytes
+        assert piece is made[-1] or sum(item_bytes[item] for item in piece) >= piece_bytes
+
+
+@given(st.dictionaries(PATHS.filter(bool), st.integers(0, 20 << 20), max_size=40))
+def test_common_layers_come_in_pieces_that_no_private_one_is_taken_for(layer_bytes):
+    key_of = common_sets(layer_bytes)
+    assert list(key_of) == list(layer_bytes)
+    assert not any(is_remainder(key) for key in key_of.values())
+    for key in set(key_of.values()):
+        together = [path for path in layer_bytes if key_of[path] == key]
+        assert (key, tensor_prefix(key)) == (
+            (f"..{together[0]}", "") if together[1:] else (together[0], f"{together[0]}.")
+        )
 
 
 @given(st.dictionaries(PATHS, st.integers(0, 6 << 20), max_size=40))

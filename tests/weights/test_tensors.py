@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from weights_kit import a_manifest
 
 from gemel_ray.spec.errors import CorruptBlobError, StoreError
-from gemel_ray.spec.layers import LayerRef
+from gemel_ray.spec.layers import Extent, LayerRef, Tensor
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.weights.models import BlobReader, load_state, store_models
 from gemel_ray.weights.tensors import decode, encode, put_tensors, tensor_bytes
@@ -116,6 +116,46 @@ def test_a_shared_layer_loads_as_one_tensor_across_queries(store, states):
     assert a["fc.weight"] is b["head.fc.weight"]
     assert a["fc.bias"].data_ptr() == b["head.fc.bias"].data_ptr()
     assert a["bn.running_mean"].data_ptr() != b["bn.running_mean"].data_ptr()
+
+
+def shared_at(path, *queries):
+    return SharedLayer(signature=path, layer_bytes=8, members=tuple(LayerRef(query, path) for query in queries))
+
+
+def test_layers_that_the_same_queries_share_at_the_same_paths_are_stored_together(store):
+    """In order of appearance, not of the configuration; others by themselves."""
+    layers = (shared_at("b", "x", "y"), shared_at("a", "x", "y"), shared_at("three", "x", "y", "z"))
+    weights = {path: torch.randn(2) for path in ("a", "b", "three")}
+    states = {query: {f"{path}.w": weights[path] for path in "ab"} for query in "xy"} | {"z": {}}
+    for query, state in states.items():
+        state |= {"three.w": weights["three"], "own.w": torch.randn(3), "b.delta": torch.full((1,), float(ord(query)))}
+    names = dict.fromkeys((member for layer in layers for member in layer.members), ("w",))
+    held, blobs = store_models(store, states, MergeConfiguration(shared=layers), names)
+    assert [sorted(held[query]) for query in "xyz"] == [["", "..a", "three"]] * 2 + [["", "three"]]
+    assert held["x"]["..a"] == held["y"]["..a"]
+    assert decode(store.read_blob(held["x"]["..a"])).keys() == {"a.w", "b.w"}
+    assert sum(info.tensor_bytes for info in blobs.values()) == 3 * 8 + 3 * (3 + 1) * 4
+    read = BlobReader(store)
+    back = {query: load_state(read, held[query], {}) for query in states}
+    assert all(same(back[query], states[query]) for query in states)
+    assert back["x"]["b.w"] is back["y"]["b.w"]
+
+
+def test_a_layer_shared_alone_or_at_other_paths_keeps_its_own_blob(store):
+    """So does one of several sizes, of which members take slices."""
+    moved = SharedLayer(signature="m", layer_bytes=8, members=(LayerRef("x", "one"), LayerRef("y", "two")))
+    extents = tuple(
+        Extent(LayerRef(query, "s"), (Tensor("w", (size,), 4 * size),)) for query, size in [("x", 2), ("y", 1)]
+    )
+    sliced = shared_at("s", "x", "y").model_copy(update={"extents": extents})
+    layers = (moved, shared_at("a", "x", "y"), sliced)
+    states = {
+        query: {f"{path}.w": torch.ones(2), "a.w": torch.zeros(2), "s.w": torch.ones(size)}
+        for query, path, size in [("x", "one", 2), ("y", "two", 1)]
+    }
+    names = dict.fromkeys((member for layer in layers for member in layer.members), ("w",))
+    held, _ = store_models(store, states, MergeConfiguration(shared=layers), names)
+    assert (sorted(held["x"]), sorted(held["y"])) == (["", "a", "one", "s"], ["", "a", "s", "two"])
 
 
 def test_two_layers_of_one_model_may_share(store):
