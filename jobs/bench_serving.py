@@ -29,7 +29,7 @@ from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.profiling import measure_profile
 from gemel_ray.spec.answers import FrameAnswer
 from gemel_ray.spec.plan import Contention, EdgePlan
-from gemel_ray.spec.profile import DeviceProfile, QueryProfile
+from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes, parse_bytes
 from gemel_ray.spec.workload import load_workload
@@ -99,16 +99,12 @@ def at_cost(plan: EdgePlan, profile: DeviceProfile) -> EdgePlan:
     return replace(
         plan,
         queries=tuple(
-            replace(query, run_ms={size: _run_ms(profile.queries[query.name], size) for size in query.run_ms})
+            replace(query, run_ms={size: profile.run_ms(query.name, size) for size in query.run_ms})
             for query in plan.queries
         ),
         load_ms={weight: profile.load_ms(count_bytes) for weight, count_bytes in plan.weight_bytes.items()},
         contention=Contention(profile.run_slowdown, profile.load_slowdown),
     )
-
-
-def _run_ms(profile: QueryProfile, batch_size: int) -> float:
-    return profile.run_ms[min(size for size in profile.run_ms if size >= batch_size)]
 
 
 def replay(

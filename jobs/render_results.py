@@ -41,9 +41,6 @@ def edge(record: Record) -> Iterator[str]:
     table = [(f"{level:.0%}", *(_ratio(record, level, policy) for policy in policies)) for level in levels]
     yield from rows_of(("memory above one model", *policies), table)
     yield "\n" + "; ".join([*_behind(record, levels), *_families(record)]) + "."
-    if again := record.get("rerun"):
-        # Of a study that takes an hour, only what had changed.
-        yield f"\nRows of {', '.join(again['policies'])} by `{again['command']}`, after a change to these."
 
 
 def _queries(record: Record) -> str:
@@ -57,7 +54,7 @@ def _ratio(record: Record, level: float, policy: str) -> str:
 
 
 def _behind(record: Record, levels: Sequence[float]) -> Iterator[str]:
-    for policy in ("ours", "ours_merged"):
+    for policy in ("ours", "ours_merged", "ours_released"):
         every = [ratio for level in levels for ratio in edge_results.ratios(record, level, policy, "time_space")]
         lost = sum(edge_results.behind(record, level, policy, "time_space") for level in levels)
         yield (

@@ -40,19 +40,28 @@ def without_hardest(addition: Addition) -> Addition:
 def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 0) -> list[Addition]:
     """Smaller additions to try instead of one that failed; none when it cannot be split.
 
-    Several groups: the same without the queries that objected, and the halves of the groups. One group: without the
-    objectors, or the halves of its members, or with private corrections of `delta_rank`.
+    Several groups: the same without the queries that objected, the halves of the groups, and all groups among half of
+    the queries (what five models cannot share, two and three may). One group: without the objectors, or the halves of
+    its members, or with private corrections of `delta_rank`.
     """
     spared = _without_queries(addition, objectors)
     if len(addition) > 1:
         ordered = memory_forward(addition)
         middle = len(ordered) // 2
-        halves = [ordered[:middle], ordered[middle:]]
+        halves = [ordered[:middle], ordered[middle:], *_by_queries(ordered, objectors)]
     else:
         halves = _halves_of_members(addition[0])
         corrected = addition[0].corrected(delta_rank)
         halves += [(corrected,)] if corrected else []
-    return [piece for piece in (spared, *halves) if piece and piece != addition]
+    return [piece for piece in dict.fromkeys((spared, *halves)) if piece and piece != addition]
+
+
+def _by_queries(addition: Addition, objectors: Collection[str]) -> list[Addition]:
+    """Shared among the queries that objected, and among the others; where all or none did, among halves of them."""
+    queries = sorted({member.query for layer in addition for member in layer.members})
+    objecting = [query for query in queries if query in objectors]
+    one = objecting if 0 < len(objecting) < len(queries) else queries[: len(queries) // 2]
+    return [_without_queries(addition, {*queries} - {*one}), _without_queries(addition, one)]
 
 
 def _without_queries(addition: Addition, queries: Collection[str]) -> Addition:

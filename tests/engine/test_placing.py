@@ -100,5 +100,5 @@ def test_the_command_prints_tables_and_json(made, tmp_path, command):
     assert told.exit_code == 0, told.output
     assert "Dealt in turn" in told.output
     assert all(name in told.output for name in (*CLASSIFIERS, "box-0", "box-1"))
-    document = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).output)
+    document = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
     assert {row["query"] for row in document["queries"]} == set(CLASSIFIERS)

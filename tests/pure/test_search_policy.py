@@ -298,3 +298,23 @@ def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_st
     # What a trial took that may have been stopped, had more run beside it, is not charged.
     alone, _ = run(begin(groups_of(sizes), release=1, settings=settings), Counting(hard, trainable), skip=not skip)
     assert alone == state
+
+
+class Crowded:
+    """What is shared by more than so many queries misses its target, for all of them."""
+
+    def __init__(self, most):
+        self.most = most
+
+    def judge(self, candidate):
+        users = [{member.query for member in layer.members} for layer in candidate.configuration.shared]
+        crowded = sorted({query for using in users if len(using) > self.most for query in using})
+        return Outcome(candidate=candidate.number, passed=not crowded, reason="judged", objectors=crowded)
+
+
+def test_what_is_too_much_for_all_queries_is_shared_among_halves_of_them():
+    groups = groups_of([100, 90, 80, 70, 60], "abcdef")
+    few = SearchSettings(max_trials=8, max_steps=10)
+    state, _ = run(begin(groups, release=1, settings=few), Crowded(3))
+    assert {tuple(m.query for m in layer.members) for layer in state.accepted.shared} == {tuple("abc"), tuple("def")}
+    assert state.accepted.saved_bytes == 4 * 400
