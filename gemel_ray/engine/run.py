@@ -14,6 +14,7 @@ from gemel_ray.edge.loop import run
 from gemel_ray.edge.recent import Recent, RecentTraffic, traffic_of
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.turns import check_plan
+from gemel_ray.engine import pauses
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.frames import check_frame
 from gemel_ray.engine.samples import Samples
@@ -65,6 +66,7 @@ class ReleaseRun:
         # Why no more frames are taken; None while they are.
         self._closed: str | None = None
         self._failure: str | None = None
+        pauses.begin()
         self._thread = threading.Thread(target=self._serve, name="gemel-loop", daemon=True)
         self._thread.start()
 
@@ -176,6 +178,7 @@ class ReleaseRun:
             self._failure = f"the serving loop ended with {type(error).__name__}: {error}; restart the engine"
         finally:
             self._finish(self._failure or STOPPED)
+            pauses.end()
 
     def _on_verdict(self, verdict: Verdict) -> None:
         """Called on the loop's thread for every frame."""

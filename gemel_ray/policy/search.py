@@ -10,7 +10,8 @@ little of. Leap: everything at once with joint retraining, on top of what was wo
 then across models, each with and without the hardest. Widen: once repeats within models share, smaller layers as slices
 of larger ones. Persist: wholes that failed close to their targets once more, with several times the steps. Divide: what
 is left, split by queries (those that objected, or halves) and in halves of the groups, memory-forward, down to two
-members of one group, the lightest included. Every failed addition is replaced by smaller ones or rejected, so the search terminates.
+members of one group, the lightest included. Every failed addition is replaced by smaller ones or rejected, so the
+search terminates.
 """
 
 from __future__ import annotations

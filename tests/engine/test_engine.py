@@ -11,6 +11,7 @@ import torch
 
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.edge.traffic import Camera, spread
+from gemel_ray.engine import pauses
 from gemel_ray.engine.blobs import open_blobs
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.engine import Engine
@@ -219,6 +220,16 @@ def test_a_loop_that_fails_resolves_every_frame_and_tells_why(four, frame_of):
     with pytest.raises(ServingError, match="OverBudgetError"):
         run.submit("cars", image, arrived_ms=0.0, slo_ms=None, droppable=False)
     run.stop()
+
+
+def test_old_objects_are_set_aside_from_garbage_collection_while_it_serves(four, engine_for, monkeypatch):
+    told = []
+    monkeypatch.setattr(pauses, "begin", lambda: told.append("begin"))
+    monkeypatch.setattr(pauses, "end", lambda: told.append("end"))
+    engine = engine_for(four, room_for(four, "cars"))
+    assert told == ["begin"]
+    engine.stop()
+    assert told == ["begin", "end"]
 
 
 def test_a_frame_whose_caller_gave_up_harms_nobody(four, frame_of, engine_for):

@@ -1,0 +1,51 @@
+"""While something is served, full garbage collections pass over what was there before."""
+
+import gc
+
+import pytest
+
+from gemel_ray.engine import pauses
+
+
+class Ring:
+    """Garbage that only a collection finds."""
+
+    def __init__(self, gone):
+        self.me, self.gone = self, gone
+
+    def __del__(self):
+        self.gone.append(1)
+
+
+@pytest.fixture
+def collector():
+    """Nothing set aside, nothing collected by itself."""
+    gc.collect()
+    gc.unfreeze()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector")
+def test_what_was_there_before_is_set_aside_until_the_last_engine_stops():
+    pauses.begin()
+    aside, left = gc.get_freeze_count(), len(gc.get_objects())
+    assert aside > 10 * left
+    pauses.begin()
+    pauses.end()
+    assert gc.get_freeze_count() >= aside
+    pauses.end()
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.usefixtures("collector")
+def test_garbage_is_not_set_aside_and_new_garbage_is_found():
+    gone = []
+    Ring(gone)
+    pauses.begin()
+    assert gone == [1]
+    Ring(gone)
+    gc.collect()
+    pauses.end()
+    assert gone == [1, 1]
