@@ -40,9 +40,9 @@ def without_hardest(addition: Addition) -> Addition:
 def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 0) -> list[Addition]:
     """Smaller additions to try instead of one that failed; none when it cannot be split.
 
-    Several groups: the same without the queries that objected, the halves of the groups, and all groups among half of
-    the queries (what five models cannot share, two and three may). One group: without the objectors, or the halves of
-    its members, or with private corrections of `delta_rank`.
+    Several groups: the same without the queries that objected, the halves of the groups, and all groups in two copies,
+    for either half of the queries, or in one for each half. One group: without the objectors, or the halves of its
+    members, or with private corrections of `delta_rank`.
     """
     spared = _without_queries(addition, objectors)
     if len(addition) > 1:
@@ -56,12 +56,23 @@ def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 
     return [piece for piece in dict.fromkeys((spared, *halves)) if piece and piece != addition]
 
 
+def in_two_copies(addition: Addition, objectors: Collection[str]) -> Addition:
+    """The same, but not shared between two halves of the queries: what is too much for five models in one copy of the
+    weights may be little for two and three. The queries that objected are one half, unless all did or none."""
+    one, other = _halves_of_queries(addition, objectors)
+    return memory_forward((*_without_queries(addition, one), *_without_queries(addition, other)))
+
+
 def _by_queries(addition: Addition, objectors: Collection[str]) -> list[Addition]:
-    """Shared among the queries that objected, and among the others; where all or none did, among halves of them."""
+    apart = in_two_copies(addition, objectors)
+    return [apart] if apart != addition else [_without_queries(addition, q) for q in _halves_of_queries(addition, ())]
+
+
+def _halves_of_queries(addition: Addition, objectors: Collection[str]) -> tuple[list[str], list[str]]:
     queries = sorted({member.query for layer in addition for member in layer.members})
     objecting = [query for query in queries if query in objectors]
     one = objecting if 0 < len(objecting) < len(queries) else queries[: len(queries) // 2]
-    return [_without_queries(addition, {*queries} - {*one}), _without_queries(addition, one)]
+    return one, [query for query in queries if query not in one]
 
 
 def _without_queries(addition: Addition, queries: Collection[str]) -> Addition:

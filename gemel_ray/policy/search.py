@@ -7,27 +7,28 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Kin: the same relatives with joint retraining, which they need
 little of. Leap: everything at once with joint retraining, on top of what was won so far: across and within models,
-then across models, each with and without the hardest. Widen: once repeats within models share, smaller layers as slices
-of larger ones. Persist: wholes that failed close to their targets once more, with several times the steps. Divide: what
-is left, split by queries (those that objected, or halves) and in halves of the groups, memory-forward, down to two
-members of one group, the lightest included. Every failed addition is replaced by smaller ones or rejected, so the
-search terminates.
+then across models, each with and without the hardest. Split: what failed close to its targets, in two copies, for
+either half of the queries. Widen: once repeats within models share, smaller layers as slices of larger ones. Persist:
+wholes that failed close to their targets once more, with several times the steps. Divide: what is left, split by
+queries (those that objected, or halves) and in halves of the groups, memory-forward, down to two members of one group,
+the lightest included. Every failed addition is replaced by smaller ones or rejected, so the search terminates.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, pieces, without_hardest
+from gemel_ray.policy.additions import Addition, fingerprint, in_two_copies, memory_forward, pieces, without_hardest
 from gemel_ray.policy.budget import decisive, decisive_steps, steps_each
 from gemel_ray.policy.candidates import candidate_of
-from gemel_ray.policy.search_state import Failure, Phase, SearchSettings, SearchState, Waiting
+from gemel_ray.policy.search_state import PHASES, Failure, Phase, SearchSettings, SearchState, Waiting
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 
-_NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "widen", "widen": "persist", "persist": "divide"}
+_NEXT: Mapping[Phase, Phase] = dict(itertools.pairwise(PHASES))
 
 # Where relatives make up less of the saving than this, sharing everything without training is known to fail.
 _KIN_FRACTION = 0.9
@@ -224,14 +225,18 @@ def _steps_each(state: SearchState, candidates: int) -> int:
 
 
 def _wholes(state: SearchState) -> tuple[Addition, ...]:
-    """What a probe, kin or leap round adds: everything of a sort that is left, with and without the hardest."""
+    """What a round before dividing adds: everything of a sort that is left, with and without the hardest."""
     sorts = {
         "probe": (state.groups, state.relatives),
         "kin": (state.relatives,),
         "leap": (state.beyond, state.groups),
+        "split": (),
         "widen": (_widest(state),),
         "divide": (),
     }
+    if state.phase == "split":
+        apart = (in_two_copies(whole, _objectors(state, whole)) for whole in state.close)
+        return _distinct(state, (each for each in apart if not _has_been_tried(state, each)))[:1]
     if state.phase == "persist":
         return _distinct(state, state.close if state.settings.patience > 1 else ())[: state.settings.side_by_side]
     rests = [_rest(state, sort) for sort in sorts[state.phase]]
@@ -239,6 +244,10 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         rests = rests[1:]
     found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
+
+
+def _objectors(state: SearchState, addition: Addition) -> tuple[str, ...]:
+    return state.failed.get(fingerprint(state.accepted.joined(addition)), Failure()).objectors
 
 
 def _widest(state: SearchState) -> Addition:
