@@ -3,7 +3,8 @@
     python jobs/bench_merge.py ../shared/video --workloads family strangers --targets 0.95 0.98 --minutes 6
 
 Each cell (workload, target, method) runs here on one thread, one trial after the other, without Ray: what counts is
-what is saved after so much work. Cells that the day's record holds already are kept: a benchmark can be taken up again.
+what is saved after so much work. Cells that the newest record holds already are kept, so that a benchmark can be taken
+up, unless `--again` says to measure them anew.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _saved(groups: Sequence[LayerGroup]) -> int:
 
 
 def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
-    """Run every cell that the record lacks, and write the record after each."""
+    """Run every cell that the record lacks, or that is to be run again, and write the record after each."""
     models = {query.name: build_model(query.model, allow_factories=True) for query in workload.queries}
     for query in workload.queries:
         load_weights(models[query.name], query.model)
@@ -83,9 +84,12 @@ def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Names
         data = {q.name: QueryData(q, frames[q.name].splits) for q in aimed.queries}
         for method in options.methods:
             key = (target, method)
-            if key in {(cell["target"], cell["method"]) for cell in record["cells"]}:
+            others = [cell for cell in record["cells"] if (cell["target"], cell["method"]) != key]
+            if len(others) < len(record["cells"]) and not options.again:
                 continue
-            record["cells"].append(run_cell(aimed, models, data, target, method, options))
+            made = records.heading("bench_merge")
+            how = {name: made[name] for name in ("command", "date", "versions")} | {"minutes": options.minutes}
+            record["cells"] = [*others, how | run_cell(aimed, models, data, target, method, options)]
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -151,6 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1, help="originals trained at once")
+    parser.add_argument("--again", action="store_true", help="also the cells that the newest record holds")
     parser.add_argument("--machine", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -158,9 +163,10 @@ def main() -> None:
         workload = prepared(name, options)
         heading = records.heading("bench_merge")
         judge = "-by-labels" if options.judged_by == "labels" else ""
-        path = records.path_of(heading, f"{options.machine}-{name}{judge}")
+        path = records.latest_path(heading, f"{options.machine}-{name}{judge}")
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else heading | {"cells": []}
-        record |= {"workload": name, "options": {k: str(v) for k, v in vars(options).items()}} | bounds(workload)
+        record |= {"workload": name} | bounds(workload)
+        record.setdefault("options", {k: str(v) for k, v in vars(options).items()})
         cells_of(workload, record, options, path)
         print(f"raw numbers: {path}")
 

@@ -121,13 +121,19 @@ def heading(record: Record) -> str:
     """What the table is of."""
     judge = record["options"].get("judged_by", "agreement")
     against = "accuracy on labels relative to the original's" if judge == "labels" else "agreement with the original"
-    minutes = float(record["options"]["minutes"])
+    usual = float(record["options"]["minutes"])
+    minutes = " or ".join(f"{each:g}" for each in sorted({cell.get("minutes", usual) for cell in record["cells"]}))
     return (
-        f"**{record['workload']}**, {against}, one thread, at most {minutes:g} CPU minutes a cell, "
+        f"**{record['workload']}**, {against}, one thread, at most {minutes} CPU minutes a cell, "
         f"`--gate-margin {record['options']['gate_margin']}`; sharing across models could save at most "
         f"{100 * record['cross_model_bound_fraction']:.1f} %, with repeats within models "
         f"{100 * record['repeats_bound_fraction']:.1f} %, with slices {_slices_bound(record)}:\n"
     )
+
+
+def commands(record: Record) -> list[str]:
+    """That of the record, and those of cells that were run by others, later."""
+    return list(dict.fromkeys([record["command"], *(c["command"] for c in record["cells"] if "command" in c)]))
 
 
 def _slices_bound(record: Record) -> str:

@@ -40,6 +40,12 @@ def write(record: dict[str, Any], machine: str, out: Path | None = None, *, inde
     return path
 
 
+def latest_path(record: dict[str, Any], machine: str) -> Path:
+    """Where the newest record of that kind is, of whatever day; where this one goes if there is none."""
+    name = f"{record['benchmark']}_{machine}_" + "[0-9]" * 4 + "-[0-9][0-9]" * 2 + ".json"
+    return max(RESULTS.glob(name), default=path_of(record, machine))
+
+
 def path_of(record: dict[str, Any], machine: str) -> Path:
     """Where a record goes; its folder is made."""
     RESULTS.mkdir(exist_ok=True)

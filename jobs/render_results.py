@@ -191,7 +191,8 @@ def merging_page() -> str:
     """Every cell of bench_merge, and what bench_fallbacks compares."""
     parts = ["# Merging: every method on every workload", "Written by `python jobs/render_results.py`."]
     for path, record in _read("bench_merge"):
-        parts += ["\n".join(merging(record)), f"`{record['command']}` ({path.name})"]
+        commands = ", ".join(f"`{command}`" for command in merge_results.commands(record))
+        parts += ["\n".join(merging(record)), f"{commands} ({path.name})"]
     for path, record in _read("bench_fallbacks"):
         parts += ["\n".join(fallbacks(record, workload)) for workload in record["workloads"]]
         parts.append(f"`{record['command']}` ({path.name})")
