@@ -198,11 +198,9 @@ def _pieces(copies: Mapping[str, Sequence[str]], copy_bytes: Mapping[str, int], 
     together: dict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
     for copy, count_bytes in copy_bytes.items():
         together[tuple(users[copy])][copy] = count_bytes
+    piece_of: dict[str, str] = {}
     number = itertools.count()
-    return {
-        copy: name
-        for using, own_bytes in together.items()
-        for piece in pieces(own_bytes, piece_bytes)
-        for name in [f"{using[0]}+{len(using) - 1}#{next(number)}"]
-        for copy in piece
-    }
+    for using, own_bytes in together.items():
+        for piece in pieces(own_bytes, piece_bytes):
+            piece_of |= dict.fromkeys(piece, f"{using[0]}+{len(using) - 1}#{next(number)}")
+    return piece_of
