@@ -37,42 +37,27 @@ def without_hardest(addition: Addition) -> Addition:
     return ()
 
 
+def heavier_half(addition: Addition) -> Addition:
+    """The heavier half of its groups, which hold most of the bytes and little of the difficulty."""
+    return memory_forward(addition)[: len(addition) // 2]
+
+
 def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 0) -> list[Addition]:
     """Smaller additions to try instead of one that failed; none when it cannot be split.
 
-    Several groups: the same without the queries that objected, the halves of the groups, and all groups in two copies,
-    for either half of the queries, or in one for each half. One group: without the objectors, or the halves of its
-    members, or with private corrections of `delta_rank`.
+    Several groups: the same without the queries that objected, and the halves of the groups. One group: without the
+    objectors, or the halves of its members, or with private corrections of `delta_rank`.
     """
     spared = _without_queries(addition, objectors)
     if len(addition) > 1:
         ordered = memory_forward(addition)
         middle = len(ordered) // 2
-        halves = [ordered[:middle], ordered[middle:], *_by_queries(ordered, objectors)]
+        halves = [ordered[:middle], ordered[middle:]]
     else:
         halves = _halves_of_members(addition[0])
         corrected = addition[0].corrected(delta_rank)
         halves += [(corrected,)] if corrected else []
-    return [piece for piece in dict.fromkeys((spared, *halves)) if piece and piece != addition]
-
-
-def in_two_copies(addition: Addition, objectors: Collection[str]) -> Addition:
-    """The same, but not shared between two halves of the queries: what is too much for five models in one copy of the
-    weights may be little for two and three. The queries that objected are one half, unless all did or none."""
-    one, other = _halves_of_queries(addition, objectors)
-    return memory_forward((*_without_queries(addition, one), *_without_queries(addition, other)))
-
-
-def _by_queries(addition: Addition, objectors: Collection[str]) -> list[Addition]:
-    apart = in_two_copies(addition, objectors)
-    return [apart] if apart != addition else [_without_queries(addition, q) for q in _halves_of_queries(addition, ())]
-
-
-def _halves_of_queries(addition: Addition, objectors: Collection[str]) -> tuple[list[str], list[str]]:
-    queries = sorted({member.query for layer in addition for member in layer.members})
-    objecting = [query for query in queries if query in objectors]
-    one = objecting if 0 < len(objecting) < len(queries) else queries[: len(queries) // 2]
-    return one, [query for query in queries if query not in one]
+    return [piece for piece in (spared, *halves) if piece and piece != addition]
 
 
 def _without_queries(addition: Addition, queries: Collection[str]) -> Addition:

@@ -7,11 +7,11 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Kin: the same relatives with joint retraining, which they need
 little of. Leap: everything at once with joint retraining, on top of what was won so far: across and within models,
-then across models, each with and without the hardest. Split: what failed close to its targets, in two copies, for
-either half of the queries. Widen: once repeats within models share, smaller layers as slices of larger ones. Persist:
-wholes that failed close to their targets once more, with several times the steps. Divide: what is left, split by
-queries (those that objected, or halves) and in halves of the groups, memory-forward, down to two members of one group,
-the lightest included. Every failed addition is replaced by smaller ones or rejected, so the search terminates.
+then across models, each with and without the hardest. Halve: of what failed close to its targets the heavier
+half of the groups. Widen: once repeats within models share, smaller layers as slices of larger ones. Persist: wholes
+that failed close to their targets once more, with several times the steps. Divide: what is left, split by the queries
+that objected and in halves, memory-forward, down to two members of one group, the lightest included. Every failed
+addition is replaced by smaller ones or rejected, so the search terminates.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gemel_ray.policy.additions import Addition, fingerprint, in_two_copies, memory_forward, pieces, without_hardest
+from gemel_ray.policy.additions import Addition, fingerprint, heavier_half, memory_forward, pieces, without_hardest
 from gemel_ray.policy.budget import decisive, decisive_steps, steps_each
 from gemel_ray.policy.candidates import candidate_of
 from gemel_ray.policy.search_state import PHASES, Failure, Phase, SearchSettings, SearchState, Waiting
@@ -230,13 +230,13 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         "probe": (state.groups, state.relatives),
         "kin": (state.relatives,),
         "leap": (state.beyond, state.groups),
-        "split": (),
+        "halve": (),
         "widen": (_widest(state),),
         "divide": (),
     }
-    if state.phase == "split":
-        apart = (in_two_copies(whole, _objectors(state, whole)) for whole in state.close)
-        return _distinct(state, (each for each in apart if not _has_been_tried(state, each)))[:1]
+    if state.phase == "halve":
+        halves = (heavier_half(whole) for whole in state.close)
+        return _distinct(state, (half for half in halves if not _has_been_tried(state, half)))[:1]
     if state.phase == "persist":
         return _distinct(state, state.close if state.settings.patience > 1 else ())[: state.settings.side_by_side]
     rests = [_rest(state, sort) for sort in sorts[state.phase]]
@@ -244,10 +244,6 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         rests = rests[1:]
     found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
-
-
-def _objectors(state: SearchState, addition: Addition) -> tuple[str, ...]:
-    return state.failed.get(fingerprint(state.accepted.joined(addition)), Failure()).objectors
 
 
 def _widest(state: SearchState) -> Addition:

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemel_ray.policy.additions import in_two_copies
 from gemel_ray.policy.evidence import judged
 from gemel_ray.policy.search import advance, begin, is_finished, is_superseded, winner
 from gemel_ray.policy.search_state import SearchSettings, SearchState
@@ -301,44 +300,25 @@ def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_st
     assert alone == state
 
 
-class Crowded:
-    """What is shared by more than so many queries misses its target, for all of them."""
+class Narrow:
+    """Groups from one on miss their targets closely wherever they are shared, for all queries."""
 
-    def __init__(self, most, shortfall=None):
-        self.most, self.shortfall = most, shortfall
+    def __init__(self, hard):
+        self.hard = hard
 
     def judge(self, candidate):
-        users = [{member.query for member in layer.members} for layer in candidate.configuration.shared]
-        crowded = sorted({query for using in users if len(using) > self.most for query in using})
+        missed = self.hard & {layer.signature for layer in candidate.configuration.shared}
         return Outcome(
-            candidate=candidate.number, passed=not crowded, reason="judged", objectors=crowded,
-            shortfall=self.shortfall if crowded else None,
+            candidate=candidate.number, passed=not missed, reason="judged", objectors=("a", "b") if missed else (),
+            shortfall=0.01 if missed else None,
         )  # fmt: skip
 
 
-def test_what_is_too_much_for_all_queries_is_shared_among_halves_of_them():
-    groups = groups_of([100, 90, 80, 70, 60], "abcdef")
-    few = SearchSettings(max_trials=8, max_steps=10)
-    state, _ = run(begin(groups, release=1, settings=few), Crowded(3))
-    assert {tuple(m.query for m in layer.members) for layer in state.accepted.shared} == {tuple("abc"), tuple("def")}
-    assert state.accepted.saved_bytes == 4 * 400
-
-
-def test_a_whole_that_failed_close_to_its_targets_is_tried_in_two_copies_before_it_gets_more_steps():
-    groups = groups_of([100, 90, 80, 70, 60], "abcdef")
-    state, history = run(begin(groups, release=1, settings=BIG), Crowded(3, shortfall=0.01))
+def test_of_a_whole_that_failed_close_to_its_targets_the_heavier_half_is_tried_before_it_gets_more_steps():
+    groups = groups_of([100, 90, 80, 70, 6, 5, 4, 3])
+    state, history = run(begin(groups, release=1, settings=BIG), Narrow({"s5", "s6", "s7"}))
     trained = [candidate for candidate in history if candidate.max_steps]
-    first_passed = next(place for place, each in enumerate(trained) if each.configuration.saved_bytes == 4 * 400)
-    assert trained[first_passed].label.startswith("split")
-    assert all(each.label.startswith("leap") for each in trained[:first_passed])
-    assert trained[first_passed + 1].label.startswith("persist")
-    assert state.accepted.saved_bytes == 4 * 400
-
-
-def test_the_queries_that_objected_share_a_copy_of_their_own():
-    whole = MergeConfiguration.of(groups_of([100, 90], "abcd")).shared
-    apart = in_two_copies(whole, ("b",))
-    assert {tuple(m.query for m in layer.members) for layer in apart} == {tuple("acd")}
-    apart = in_two_copies(whole, ("b", "d"))
-    assert {tuple(m.query for m in layer.members) for layer in apart} == {tuple("ac"), tuple("bd")}
-    assert in_two_copies(MergeConfiguration.of(groups_of([9], "ab")).shared, ()) == ()
+    phases = [candidate.label.split()[0] for candidate in trained]
+    assert phases[: phases.index("persist")] == ["leap", "leap", "halve"]
+    assert trained[2].configuration.saved_bytes == 340
+    assert shared_signatures(state) == {f"s{place}" for place in range(5)}
