@@ -22,6 +22,7 @@ from rich.markup import escape
 from gemel_ray.cli.common import AsJson, show_result
 from gemel_ray.cli.progress import working
 from gemel_ray.cli.render import Document, table
+from gemel_ray.engine.host_memory import host_memory_bytes
 from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.units import format_bytes
 
@@ -194,33 +195,12 @@ def _cores() -> Finding:
 
 
 def _memory() -> Finding:
-    total, free = _memory_bytes()
+    total, free = host_memory_bytes()
     shown = f"{format_bytes(free)} free of {format_bytes(total)}"
     if free >= 4 * _GIB:
         return Finding("memory", "ok", shown)
     remedy = "end other programs, or lower --parallel: each trial takes about 1 GiB and its models"
     return Finding("memory", "problem" if free < _GIB else "warning", shown, remedy)
-
-
-def _memory_bytes() -> tuple[int, int]:
-    """Memory of this machine or, if that is less, of the container that this runs in: all of it, and what is free."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = free = page * os.sysconf("SC_PHYS_PAGES")
-    for line in _lines(Path("/proc/meminfo")):
-        if line.startswith("MemAvailable:"):
-            free = 1024 * int(line.split()[1])
-    limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    if limit and used and limit[0].isdigit() and int(limit[0]) < total:
-        total = int(limit[0])
-        free = min(free, total - int(used[0]))
-    return total, free
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []
 
 
 def _storage(store: str | None) -> Iterator[Finding]:

@@ -58,7 +58,7 @@ class Run:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class BlobFile:
     """A blob's local file: its tensors by short name as they are to lie in memory, and where the data region begins.
 

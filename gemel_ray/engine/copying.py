@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import FileIO
 from typing import Literal, Protocol
 
@@ -12,14 +13,19 @@ import torch
 
 from gemel_ray.engine.arena import Arena
 from gemel_ray.engine.blobs import BlobFile
+from gemel_ray.engine.host_copies import HostCopies, side_by_side
+from gemel_ray.engine.host_memory import host_memory_bytes
 from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
 
-# Where evicted weights come back from. 'memory': the system keeps files it has read in free memory, as a box with RAM
-# beside its GPU does. 'disk': it is told to forget them, as on a box whose RAM is the budget (a Jetson, a small PC).
+# Where evicted weights come back from. 'memory': on a CPU the system keeps files it has read in free memory; for a GPU
+# they are kept pinned, as long as there is room. 'disk': all is forgotten, as on a box whose RAM is the budget (a
+# Jetson, a small PC).
 ReloadFrom = Literal["memory", "disk"]
 
 # Two pinned buffers of this size: one is filled from disk while the other crosses to the GPU.
 STAGING_BYTES = 32 << 20
+# Of the host's free memory, at most, for weights that are kept pinned for a GPU.
+_PINNED_FRACTION = 0.5
 # Systems take at least so many in one read (IOV_MAX).
 _MOST_PARTS = 1024
 
@@ -56,7 +62,8 @@ class HostCopier:
 
 
 class CudaCopier:
-    """Reads into pinned memory and copies from there on a stream of its own, so that computing goes on meanwhile."""
+    """Copies from pinned memory on a stream of its own, so that computing goes on meanwhile: from where a blob is kept,
+    or else through two buffers."""
 
     def __init__(self, device: torch.device, reload_from: ReloadFrom = "memory") -> None:
         self.device = device
@@ -64,12 +71,24 @@ class CudaCopier:
         self.stream = torch.cuda.Stream(device)
         self._staging = [torch.empty(STAGING_BYTES, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         self._emptied = [torch.cuda.Event() for _ in range(2)]
+        keeps_bytes = int(host_memory_bytes()[1] * _PINNED_FRACTION) if reload_from == "memory" else 0
+        self._kept = HostCopies(keeps_bytes)
 
     def copy_in(self, blob: BlobFile, arena: Arena, former: torch.Tensor | None = None) -> torch.Tensor:
         """See Copier. Waits for its own stream only."""
+        kept = self._kept.bytes_of(blob, partial(_read, blob))
         # Taken under our stream, too: the allocator may hand us memory that kernels queued on another still use.
-        taken = _piece(arena, blob.data_bytes, former)
-        with torch.cuda.stream(self.stream), _at_data(blob) as file, taken as piece:
+        with torch.cuda.stream(self.stream), _piece(arena, blob.data_bytes, former) as piece:
+            if kept is None:
+                self._copy_staged(blob, piece)
+            else:
+                for part, source in side_by_side(_parts(piece, blob), kept):
+                    part.copy_(source, non_blocking=True)
+            self.stream.synchronize()
+        return piece
+
+    def _copy_staged(self, blob: BlobFile, piece: torch.Tensor) -> None:
+        with _at_data(blob) as file:
             pieces = (part for run in _parts(piece, blob) for part in run.split(STAGING_BYTES))
             for number, part in enumerate(pieces):
                 staging, emptied = self._staging[number % 2][: part.numel()], self._emptied[number % 2]
@@ -78,8 +97,13 @@ class CudaCopier:
                 part.copy_(staging, non_blocking=True)
                 emptied.record(self.stream)
             _leave(file, self._reload_from)
-            self.stream.synchronize()
-        return piece
+
+
+def _read(blob: BlobFile, parts: Sequence[torch.Tensor]) -> None:
+    """The blob's data from its file. The system need not keep it as well."""
+    with _at_data(blob) as file:
+        _fill(parts, file)
+        _leave(file, "disk")
 
 
 @contextmanager

@@ -104,7 +104,8 @@ class TorchDevice:
 
     def take_blobs(self, blobs: Mapping[str, BlobFile], refetch: Callable[[str], BlobFile]) -> None:
         """Know the files of further weights, and where to get them anew. From any thread."""
-        self._blobs = {**self._blobs, **blobs}
+        # Of what is known, what was made of its file is kept: tensors, copies in host memory.
+        self._blobs = {**blobs, **self._blobs}
         self._refetch = refetch
 
     def take_in(self, skeletons: Mapping[tuple[str, int], Model]) -> None:
@@ -115,6 +116,8 @@ class TorchDevice:
         """Forget all models but these, once no plan names the others any more. From any thread."""
         kept = [(name, release) for name in queries]
         self._skeletons = {key: found for key, found in self._skeletons.items() if key in kept}
+        needed = {weight for found in self._skeletons.values() for weight in found.weights}
+        self._blobs = {weight: blob for weight, blob in self._blobs.items() if weight in needed}
         # What the others' weights held may be more than is ever needed again.
         self.residence.arena.trim()
 
@@ -178,7 +181,7 @@ class TorchDevice:
             self._ledger.reserve(load.weight, load.bytes)
             self._coming.add(load.weight)
         self._in_flight += 1
-        self._copying.put(partial(self._do, load, partial(self._load, load)))
+        self._copying.put(partial(self._do, load, partial(self._load, load, self._blobs[load.weight])))
 
     def _start_infer(self, infer: Infer) -> None:
         weights = self._skeletons[infer.query, infer.release].weights
@@ -219,9 +222,9 @@ class TorchDevice:
         now_ms = self.now_ms()
         self._events.put(Done(action, now_ms, now_ms - begun_ms, failure))
 
-    def _load(self, load: Load) -> None:
+    def _load(self, load: Load, blob: BlobFile) -> None:
         try:
-            self._copy_in(load)
+            self._copy_in(load, blob)
         except BaseException:
             with self._landed:
                 self._ledger.release(load.weight)
@@ -245,9 +248,9 @@ class TorchDevice:
             if weight not in self._arrived:
                 raise ServingError(f"weights {weight} did not arrive")
 
-    def _copy_in(self, load: Load) -> None:
+    def _copy_in(self, load: Load, blob: BlobFile) -> None:
         try:
-            self.residence.load(load.weight, self._blobs[load.weight], load.bytes)
+            self.residence.load(load.weight, blob, load.bytes)
         except StoreError:
             if self._refetch is None:
                 raise

@@ -230,20 +230,23 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         "probe": (state.groups, state.relatives),
         "kin": (state.relatives,),
         "leap": (state.beyond, state.groups),
-        "halve": (),
         "widen": (_widest(state),),
         "divide": (),
     }
-    if state.phase == "halve":
-        halves = (heavier_half(whole) for whole in state.close)
-        return _distinct(state, (half for half in halves if not _has_been_tried(state, half)))[:1]
-    if state.phase == "persist":
-        return _distinct(state, state.close if state.settings.patience > 1 else ())[: state.settings.side_by_side]
+    if state.phase in ("halve", "persist"):
+        return _distinct(state, _of_the_close(state))[: state.settings.side_by_side]
     rests = [_rest(state, sort) for sort in sorts[state.phase]]
     if state.phase == "probe" and 0 < _gain(state, rests[1]) < _KIN_FRACTION * _gain(state, rests[0]):
         rests = rests[1:]
     found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
+
+
+def _of_the_close(state: SearchState) -> list[Addition]:
+    """Of wholes that failed close to their targets, the heavier halves; later all of them again."""
+    if state.phase == "halve":
+        return [half for half in map(heavier_half, state.close) if not _has_been_tried(state, half)]
+    return list(state.close) if state.settings.patience > 1 else []
 
 
 def _widest(state: SearchState) -> Addition:

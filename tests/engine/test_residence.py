@@ -96,12 +96,15 @@ def test_memory_taken_is_exactly_the_bytes_of_the_tensors(blob, big_blob, device
     assert residence.allocated_bytes() == held
 
 
-def test_a_file_larger_than_the_staging_buffers_arrives_whole(tmp_path, device):
+@pytest.mark.parametrize("reload_from", ["memory", "disk"])
+def test_a_file_larger_than_the_staging_buffers_arrives_whole_every_time(tmp_path, device, reload_from):
     values = torch.arange(20_000_000, dtype=torch.int32)
     save_file({"values": values}, tmp_path / "large.safetensors")
-    residence = Residence(device)
-    residence.load("a", open_blob(tmp_path / "large.safetensors"), values.nbytes)
-    assert torch.equal(residence.tensors("a")["values"].cpu(), values)
+    residence, blob = Residence(device, reload_from), open_blob(tmp_path / "large.safetensors")
+    for _ in range(2):
+        residence.load("a", blob, values.nbytes)
+        assert torch.equal(residence.tensors("a")["values"].cpu(), values)
+        residence.evict("a")
 
 
 def test_what_is_evicted_is_neither_told_nor_counted(blob):

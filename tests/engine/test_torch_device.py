@@ -1,6 +1,7 @@
 """The real device by itself: its two lanes, its budget, and what it refuses."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -253,3 +254,19 @@ def test_threads_of_an_inference_are_bounded_on_its_own_lane(four, device_for):
     device._computing.put(lambda: seen.append(torch.get_num_threads()))
     device.close()
     assert seen == [1]
+
+
+def test_files_of_models_that_are_kept_no_more_are_forgotten(four, device_for):
+    device = device_for(four, 10**9)
+    blobs = open_blobs(four.manifest, four.path)
+    known, new = weakref.WeakSet(blobs.values()), {"f" * 64: next(iter(blobs.values()))}
+    device.take_blobs(blobs, four.path)
+    device.take_blobs(new, four.path)
+    del blobs, new
+    # What was known already stays as it is; of further files there was but one name.
+    assert len(known) == 1
+    device.keep(0, ["a", "b"])
+    assert not known
+    load_query(device, four, "a")
+    with pytest.raises(KeyError):
+        device.start(load_of(four, four.manifest.queries["c"].weights[""]))

@@ -319,6 +319,6 @@ def test_of_a_whole_that_failed_close_to_its_targets_the_heavier_half_is_tried_b
     state, history = run(begin(groups, release=1, settings=BIG), Narrow({"s5", "s6", "s7"}))
     trained = [candidate for candidate in history if candidate.max_steps]
     phases = [candidate.label.split()[0] for candidate in trained]
-    assert phases[: phases.index("persist")] == ["leap", "leap", "halve"]
+    assert phases[: phases.index("persist")] == ["leap", "leap", "halve", "halve"]
     assert trained[2].configuration.saved_bytes == 340
     assert shared_signatures(state) == {f"s{place}" for place in range(5)}
