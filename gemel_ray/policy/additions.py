@@ -37,11 +37,6 @@ def without_hardest(addition: Addition) -> Addition:
     return ()
 
 
-def heavier_half(addition: Addition) -> Addition:
-    """The heavier half of its groups, which hold most of the bytes and little of the difficulty."""
-    return memory_forward(addition)[: len(addition) // 2]
-
-
 def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 0) -> list[Addition]:
     """Smaller additions to try instead of one that failed; none when it cannot be split.
 

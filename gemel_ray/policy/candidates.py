@@ -10,7 +10,7 @@ from gemel_ray.spec.trials import Candidate
 # their goal already: at the full rate they are thrown back first (.79 to .73 in 15 steps, then .94 after 90; at the
 # gentle one .95 after 45: five street cameras, own measurement). Five layers of ten-class strangers come to .89 at the
 # full rate, to .84 at the gentle one.
-_FAR = ("leap", "halve", "widen", "persist")
+_FAR = ("leap", "widen", "persist")
 _LEAP_RATE = 1e-3
 _GENTLE_RATE = 3e-4
 

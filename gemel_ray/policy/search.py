@@ -7,28 +7,26 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Kin: the same relatives with joint retraining, which they need
 little of. Leap: everything at once with joint retraining, on top of what was won so far: across and within models,
-then across models, each with and without the hardest. Halve: of what failed close to its targets the heavier
-half of the groups. Widen: once repeats within models share, smaller layers as slices of larger ones. Persist: wholes
-that failed close to their targets once more, with several times the steps. Divide: what is left, split by the queries
-that objected and in halves, memory-forward, down to two members of one group, the lightest included. Every failed
-addition is replaced by smaller ones or rejected, so the search terminates.
+then across models, each with and without the hardest. Widen: once repeats within models share, smaller layers as slices
+of larger ones. Persist: wholes that failed close to their targets once more, with several times the steps. Divide: what
+is left, split by the queries that objected and in halves, memory-forward, down to two members of one group, the
+lightest included. Every failed addition is replaced by smaller ones or rejected, so the search terminates.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from gemel_ray.policy.additions import Addition, fingerprint, heavier_half, memory_forward, pieces, without_hardest
+from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, pieces, without_hardest
 from gemel_ray.policy.budget import decisive, decisive_steps, steps_each
 from gemel_ray.policy.candidates import candidate_of
-from gemel_ray.policy.search_state import PHASES, Failure, Phase, SearchSettings, SearchState, Waiting
+from gemel_ray.policy.search_state import Failure, Phase, SearchSettings, SearchState, Waiting
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 
-_NEXT: Mapping[Phase, Phase] = dict(itertools.pairwise(PHASES))
+_NEXT: Mapping[Phase, Phase] = {"probe": "kin", "kin": "leap", "leap": "widen", "widen": "persist", "persist": "divide"}
 
 # Where relatives make up less of the saving than this, sharing everything without training is known to fail.
 _KIN_FRACTION = 0.9
@@ -225,7 +223,7 @@ def _steps_each(state: SearchState, candidates: int) -> int:
 
 
 def _wholes(state: SearchState) -> tuple[Addition, ...]:
-    """What a round before dividing adds: everything of a sort that is left, with and without the hardest."""
+    """What a probe, kin or leap round adds: everything of a sort that is left, with and without the hardest."""
     sorts = {
         "probe": (state.groups, state.relatives),
         "kin": (state.relatives,),
@@ -233,20 +231,13 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
         "widen": (_widest(state),),
         "divide": (),
     }
-    if state.phase in ("halve", "persist"):
-        return _distinct(state, _of_the_close(state))[: state.settings.side_by_side]
+    if state.phase == "persist":
+        return _distinct(state, state.close if state.settings.patience > 1 else ())[: state.settings.side_by_side]
     rests = [_rest(state, sort) for sort in sorts[state.phase]]
     if state.phase == "probe" and 0 < _gain(state, rests[1]) < _KIN_FRACTION * _gain(state, rests[0]):
         rests = rests[1:]
     found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
-
-
-def _of_the_close(state: SearchState) -> list[Addition]:
-    """Of wholes that failed close to their targets, the heavier halves; later all of them again."""
-    if state.phase == "halve":
-        return [half for half in map(heavier_half, state.close) if not _has_been_tried(state, half)]
-    return list(state.close) if state.settings.patience > 1 else []
 
 
 def _widest(state: SearchState) -> Addition:

@@ -12,7 +12,7 @@ from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.strict import Strict
 from gemel_ray.spec.trials import Candidate, Objective, Start
 
-Phase = Literal["probe", "kin", "leap", "halve", "widen", "persist", "divide"]
+Phase = Literal["probe", "kin", "leap", "widen", "persist", "divide"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 

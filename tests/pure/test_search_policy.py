@@ -298,27 +298,3 @@ def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_st
     # What a trial took that may have been stopped, had more run beside it, is not charged.
     alone, _ = run(begin(groups_of(sizes), release=1, settings=settings), Counting(hard, trainable), skip=not skip)
     assert alone == state
-
-
-class Narrow:
-    """Groups from one on miss their targets closely wherever they are shared, for all queries."""
-
-    def __init__(self, hard):
-        self.hard = hard
-
-    def judge(self, candidate):
-        missed = self.hard & {layer.signature for layer in candidate.configuration.shared}
-        return Outcome(
-            candidate=candidate.number, passed=not missed, reason="judged", objectors=("a", "b") if missed else (),
-            shortfall=0.01 if missed else None,
-        )  # fmt: skip
-
-
-def test_of_a_whole_that_failed_close_to_its_targets_the_heavier_half_is_tried_before_it_gets_more_steps():
-    groups = groups_of([100, 90, 80, 70, 6, 5, 4, 3])
-    state, history = run(begin(groups, release=1, settings=BIG), Narrow({"s5", "s6", "s7"}))
-    trained = [candidate for candidate in history if candidate.max_steps]
-    phases = [candidate.label.split()[0] for candidate in trained]
-    assert phases[: phases.index("persist")] == ["leap", "leap", "halve", "halve"]
-    assert trained[2].configuration.saved_bytes == 340
-    assert shared_signatures(state) == {f"s{place}" for place in range(5)}
