@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ _MARGIN = 0.4
 # A run this far below the target with half of its steps behind it does not arrive any more.
 _HOPELESS_GAP = 0.15
 _WARM_UP_FRACTION = 0.1
+# A run that may stop before its last step first trains so much longer, while the rate falls to nothing. The worst query
+# gains by it on the gate: .973 -> .982, .969 -> .979 (five strangers, two seeds), .964 -> .992 (a family).
+_COOL_DOWN_FRACTION = 0.25
 # A query's loss counts in proportion to its distance from full agreement, relative to the others', between these.
 _LOSS_WEIGHTS = (1 / 3, 3.0)
 _LEAST_GAP = 0.002
@@ -67,6 +70,17 @@ class Validation:
     verdict: Verdict | None
 
 
+class _CoolDown(NamedTuple):
+    """The last steps of a run, and the rate before them."""
+
+    begins: int
+    ends: int
+    rate: float
+
+    def rate_at(self, step: int) -> float:
+        return self.rate * (self.ends - step) / (self.ends - self.begins + 1)
+
+
 class JointRetraining:
     """Binds the models, then trains all of them together. The models are changed in place."""
 
@@ -88,6 +102,7 @@ class JointRetraining:
         self._originals = originals or {}
         self._rng = np.random.default_rng(options.seed)
         self._loss_weights = dict.fromkeys(self.models, 1.0)
+        self._cool_down: _CoolDown | None = None
         if options.start == "aligned":
             align(self.models, configuration, tied=tied)
         bind(self.models, configuration, start=options.start)
@@ -110,7 +125,10 @@ class JointRetraining:
             scores = self.score("validation")
             if self._worst_margin(scores) > self._worst_margin(best):
                 best, kept = scores, self._snapshot()
-            validation = Validation(step, scores, self._verdict(step, scores, best))
+            verdict = self._verdict(step, scores, best)
+            if verdict == "reached" and self._may_cool_down(step):
+                self._cool_down, verdict = self._cooling(step), None
+            validation = Validation(step, scores, verdict)
             if validation.verdict:
                 self._restore(kept)
                 validation = replace(validation, scores=best)
@@ -138,13 +156,24 @@ class JointRetraining:
         for model in self.models.values():
             model.train()
         until = min(step + self.options.validate_every, self.options.max_steps)
+        if self._cool_down:
+            until = self._cool_down.ends
         with _drawing(self.options.seed + step, distinct_parameters(self.models.values())):
             while step < until:
                 if self.options.recipe == "ours":
-                    _set_rate(optimiser, self.options, step)
+                    rate = self._cool_down.rate_at(step) if self._cool_down else _rate_at(step, self.options)
+                    _set_rate(optimiser, rate)
                 self._one_step(optimiser)
                 step += 1
         return step
+
+    def _may_cool_down(self, step: int) -> bool:
+        return self.options.recipe == "ours" and self._cool_down is None and 0 < step < self.options.max_steps
+
+    def _cooling(self, step: int) -> _CoolDown:
+        """What is left to do for a run that may stop after that step."""
+        more = max(self.options.validate_every, math.ceil(_COOL_DOWN_FRACTION * step))
+        return _CoolDown(step, min(step + more, self.options.max_steps), _rate_at(step - 1, self.options))
 
     def _one_step(self, optimiser: torch.optim.Optimizer) -> None:
         optimiser.zero_grad(set_to_none=True)
@@ -178,7 +207,7 @@ class JointRetraining:
         """What is known after a validation; `best` are the scores of the weights that would be kept."""
         if all(self._is_safe(query, score) for query, score in scores.items()):
             return "reached"
-        if step >= self.options.max_steps:
+        if step >= (self._cool_down.ends if self._cool_down else self.options.max_steps):
             return "reached" if self._worst_margin(best) >= 0 else "missed"
         # The best and not the last: a validation while the rate is high may fall by .2 and come back.
         is_late = self.options.gives_up and 2 * step >= self.options.max_steps
@@ -220,9 +249,12 @@ def stop_at(target: float) -> float:
     return target + _MARGIN * (1 - target)
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, options: RetrainOptions, step: int) -> None:
+def _rate_at(step: int, options: RetrainOptions) -> float:
     """Cosine decay to zero: what mattered most of all in merging.md. A short rise spares the averaged start."""
     rising = min(1.0, (step + 1) / max(1.0, _WARM_UP_FRACTION * options.max_steps))
-    rate = options.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * step / options.max_steps))
+    return options.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * step / options.max_steps))
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = rate

@@ -74,6 +74,42 @@ def test_what_is_shared_stays_one_parameter_and_the_best_weights_are_kept(fleet)
     assert min(final.values()) == pytest.approx(best)
 
 
+class Scripted(JointRetraining):
+    """Told how every validation ends; remembers the rate of every step."""
+
+    def __init__(self, *given, estimates):
+        super().__init__(*given)
+        self.estimates, self.rates = list(estimates), []
+
+    def score(self, split):
+        estimate = self.estimates.pop(0)
+        return {query: Score("", estimate, estimate, 100) for query in self.models}
+
+    def _one_step(self, optimiser):
+        self.rates.append(optimiser.param_groups[0]["lr"])
+
+
+def test_a_run_that_may_stop_first_trains_a_quarter_longer_while_the_rate_falls_to_nothing(fleet):
+    found, data, models = fleet
+    options = RetrainOptions(max_steps=60, validate_every=2)
+    # Safe for the first time after twelve steps; a little worse after cooling down, so those weights are kept.
+    low, high = [0.5] * 6, [0.99, 0.98]
+    run = Scripted(copy.deepcopy(models), data, everything(found), options, estimates=[*low, *high])
+    seen = list(run.run())
+    assert [each.step for each in seen] == [0, 2, 4, 6, 8, 10, 12, 15]
+    assert [each.verdict for each in seen] == [*[None] * 7, "reached"]
+    assert {score.estimate for score in seen[-1].scores.values()} == {0.99}
+    assert run.rates[11] > run.rates[12] > run.rates[13] > run.rates[14] == pytest.approx(run.rates[11] / 4)
+
+
+def test_nobody_cools_down_at_the_last_step_and_a_constant_rate_stays_constant(fleet):
+    found, data, models = fleet
+    for recipe, steps in (("ours", 4), ("paper", 60)):
+        options = RetrainOptions(max_steps=steps, validate_every=4, recipe=recipe)
+        run = Scripted(copy.deepcopy(models), data, everything(found), options, estimates=[0.5, 0.99])
+        assert [(each.step, each.verdict) for each in run.run()] == [(0, None), (4, "reached")]
+
+
 def test_retraining_repeats_bit_for_bit_though_models_drop_what_they_draw(fleet):
     """Squeezenets drop half of their features while they train."""
     found, data, models = fleet
