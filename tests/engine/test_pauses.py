@@ -18,8 +18,9 @@ class Ring:
 
 
 @pytest.fixture
-def collector():
-    """Nothing set aside, nothing collected by itself."""
+def collector(monkeypatch):
+    """Nothing set aside, nothing collected by itself, whatever other tests serve meanwhile."""
+    monkeypatch.setattr(pauses, "_serving", 0)
     gc.collect()
     gc.unfreeze()
     gc.disable()
