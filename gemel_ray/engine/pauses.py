@@ -17,10 +17,11 @@ _serving = 0
 def begin() -> None:
     """Something is about to be served. Takes one last full collection; `end` belongs to it."""
     global _serving
+    # What is garbage now would stay for as long as anything is served. Not under the lock: what is collected may be an
+    # engine that ends.
+    gc.collect()
     with _lock:
         _serving += 1
-        # What is garbage now would stay for as long as anything is served.
-        gc.collect()
         gc.freeze()
 
 
