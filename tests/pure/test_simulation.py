@@ -118,27 +118,29 @@ def test_no_more_plans_are_tried_once_one_answers_every_frame():
     assert choose_plan([plan, untried], expected_traffic(cameras_of(models))) is plan.plan
 
 
+def least_and_most(plans, frames):
+    """The plans of least and of most goodput on all of these frames, which differ; neither as a baseline."""
+    scores = [measure("", each.plan, play(each.plan, frames)).mean_goodput_fraction for each in plans]
+    (worst, least), *_, (best, most) = sorted(zip(scores, range(len(plans)), strict=True))
+    assert worst < best
+    return [replace(plans[place], is_baseline=False) for place in (least, most)]
+
+
 def test_a_beginning_without_a_loss_decides_nothing():
     models = family(5, fps=20, slo_ms=300)
     plans = candidate_plans(POLICIES["ours"], models, profile_of(models, load_bytes_per_ms=MIB), budget_bytes=90 * MIB)
     # Nothing for two seconds, then all that the cameras send.
     frames = [frame for frame in periodic(cameras_of(models), 6_000) if frame.arrived_ms > 2_000]
-    scores = [measure("", each.plan, play(each.plan, frames)).mean_goodput_fraction for each in plans]
-    (worst, least), *_, (best, most) = sorted(zip(scores, range(len(plans)), strict=True))
-    assert worst < best
-    two = [replace(plans[place], is_baseline=False) for place in (least, most)]
-    assert choose_plan(two, [frames]) is plans[most].plan
+    least, most = least_and_most(plans, frames)
+    assert choose_plan([least, most], [frames]) is most.plan
 
 
 def test_what_comes_after_the_traffic_that_plans_are_tried_on_decides_nothing():
     models = family(5, fps=20, slo_ms=300)
     plans = candidate_plans(POLICIES["ours"], models, profile_of(models, load_bytes_per_ms=MIB), budget_bytes=90 * MIB)
     frames = [frame for frame in periodic(cameras_of(models), 12_000) if frame.arrived_ms > 7_000]
-    scores = [measure("", each.plan, play(each.plan, frames)).mean_goodput_fraction for each in plans]
-    (worst, least), *_, (best, most) = sorted(zip(scores, range(len(plans)), strict=True))
-    assert worst < best
-    two = [replace(plans[place], is_baseline=False) for place in (least, most)]
-    assert choose_plan(two, [frames]) is plans[least].plan
+    least, most = least_and_most(plans, frames)
+    assert choose_plan([least, most], [frames]) is least.plan
 
 
 def test_a_baselines_plan_is_followed_unless_another_is_clearly_better():
