@@ -1,7 +1,7 @@
-"""Blobs in pinned host memory, from where a GPU takes them at the full rate of its bus.
+"""Blobs in pinned host memory, from where a GPU takes them by itself.
 
-A file that the system has cached is copied by a core first, at a half to a third of what PCIe 4 and 5 carry, and again
-at every load.
+A file that the system has cached is copied by a core first, at every load. What this is worth was not measured yet: no
+GPU was at hand.
 """
 
 from __future__ import annotations
