@@ -19,6 +19,11 @@ def memory_forward(layers: Iterable[SharedLayer]) -> Addition:
     return tuple(sorted(dict.fromkeys(layers), key=memory_forward_key))
 
 
+def names(addition: Addition) -> tuple[tuple[str, ...], ...]:
+    """What it shares, to sort by."""
+    return tuple(tuple(map(str, layer.members)) for layer in addition)
+
+
 def fingerprint(configuration: MergeConfiguration) -> str:
     """The same for equal configurations, short enough to keep thousands of them."""
     members = sorted((sorted(map(str, layer.members)), layer.rank) for layer in configuration.shared)
@@ -44,6 +49,8 @@ def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 
     objectors, or the halves of its members, or with private corrections of `delta_rank`.
     """
     spared = _without_queries(addition, objectors)
+    if not addition:
+        return []
     if len(addition) > 1:
         ordered = memory_forward(addition)
         middle = len(ordered) // 2

@@ -12,7 +12,8 @@ from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.strict import Strict
 from gemel_ray.spec.trials import Candidate, Objective, Start
 
-Phase = Literal["probe", "kin", "leap", "widen", "persist", "divide"]
+# In their order.
+Phase = Literal["probe", "sift", "kin", "leap", "widen", "persist", "divide"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
@@ -21,7 +22,8 @@ class SearchSettings(Strict):
 
     max_trials: int = 40
     max_steps: int = 150
-    # A whole that failed close to its targets is tried once more with so many times the steps; 1: it is not.
+    # A whole that failed close to its targets on validation is tried once more with so many times the steps; 1: it is
+    # not.
     patience: Annotated[int, Field(ge=1)] = 3
     # Retraining steps of all trials together: a training epoch has as many as its feeds' frames make batches.
     most_steps: int | None = None
@@ -78,7 +80,7 @@ class SearchState(Strict):
     rejected: Addition = ()
     # Whether a trial has failed that knew its training frames far better than others.
     overfits: bool = False
-    # Wholes that failed close to their targets.
+    # Wholes that failed close to their targets on validation.
     close: tuple[Addition, ...] = ()
     # Configurations that failed after training, by fingerprint: never tried twice.
     failed: dict[str, Failure] = Field(default_factory=dict)
@@ -90,3 +92,21 @@ class SearchState(Strict):
     trials: int = 0
     # Retraining steps that were taken.
     steps: int = 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether the candidates of this phase are retrained."""
+        return self.phase not in ("probe", "sift")
+
+    @property
+    def divides(self) -> bool:
+        """Whether this phase goes on in parts of what failed."""
+        return self.phase in ("sift", "divide")
+
+    def gain(self, addition: Addition) -> int:
+        """Bytes that an addition saves on top of what is accepted."""
+        return self.accepted.joined(addition).saved_bytes - self.accepted.saved_bytes
+
+    def rest(self, wanted: Addition) -> Addition:
+        """The layers of `wanted` that still save something on top of what is accepted."""
+        return tuple(layer for layer in wanted if self.gain((layer,)) > 0)

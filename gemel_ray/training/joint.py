@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -25,6 +25,7 @@ from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.metrics import Score
 
 Verdict = Literal["reached", "missed", "hopeless"]
+Accepts = Callable[[Mapping[str, Score]], bool]
 
 # Frames of every query in one step.
 BATCH_SIZE = 32
@@ -103,6 +104,10 @@ class JointRetraining:
         self._rng = np.random.default_rng(options.seed)
         self._loss_weights = dict.fromkeys(self.models, 1.0)
         self._cool_down: _CoolDown | None = None
+        self._stops_early = True
+        # The scores on validation that come nearest to the targets, and the weights that made them.
+        self._best: Mapping[str, Score] = {}
+        self._kept: dict[str, dict[str, torch.Tensor]] = {}
         if options.start == "aligned":
             align(self.models, configuration, tied=tied)
         bind(self.models, configuration, start=options.start)
@@ -111,28 +116,38 @@ class JointRetraining:
             train = self.data[query].splits["train"]
             reestimate_normalisation(model, self.data[query].task, train, seed=options.seed)
 
-    def run(self) -> Iterator[Validation]:
-        """Validate before the first step, then every few steps, until a verdict; the best weights are kept."""
-        best = self.score("validation")
-        validation = Validation(0, best, self._verdict(0, best, best))
-        yield validation
-        if validation.verdict:
-            return
-        kept, optimiser, step = self._snapshot(), self._optimiser(), 0
-        while validation.verdict is None:
+    def run(self, accepts: Accepts = lambda _scores: True) -> Iterator[Validation]:
+        """Validate before the first step, then every few steps, until a verdict; the best weights are kept.
+
+        A run that may stop before its last step asks once whether its weights, and their scores on validation, are
+        accepted; if they are not, it goes on to its last step and keeps the best of what follows.
+        """
+        validation, optimiser = self._validated(0), self._optimiser()
+        while validation.verdict is None or self._goes_on(validation, accepts):
+            yield replace(validation, verdict=None)
             self._weigh(validation.scores)
-            step = self._train(optimiser, step)
-            scores = self.score("validation")
-            if self._worst_margin(scores) > self._worst_margin(best):
-                best, kept = scores, self._snapshot()
-            verdict = self._verdict(step, scores, best)
-            if verdict == "reached" and self._may_cool_down(step):
-                self._cool_down, verdict = self._cooling(step), None
-            validation = Validation(step, scores, verdict)
-            if validation.verdict:
-                self._restore(kept)
-                validation = replace(validation, scores=best)
-            yield validation
+            validation = self._validated(self._train(optimiser, validation.step))
+        self._restore(self._kept)
+        yield replace(validation, scores=self._best)
+
+    def _validated(self, step: int) -> Validation:
+        scores = self.score("validation")
+        if not self._best or self._worst_margin(scores) > self._worst_margin(self._best):
+            self._best, self._kept = scores, self._snapshot()
+        return Validation(step, scores, self._verdict(step, scores))
+
+    def _goes_on(self, validation: Validation, accepts: Accepts) -> bool:
+        """Whether a run that has its verdict trains on: it cools down before it stops early, and may be refused."""
+        if validation.verdict != "reached" or validation.step >= self.options.max_steps:
+            return False
+        if self._may_cool_down(validation.step):
+            self._cool_down = self._cooling(validation.step)
+            return True
+        self._restore(self._kept)
+        if accepts(self._best):
+            return False
+        self._stops_early, self._cool_down, self._best = False, None, {}
+        return True
 
     def _optimiser(self) -> torch.optim.Optimizer:
         parameters = distinct_parameters(self.models.values())
@@ -168,7 +183,7 @@ class JointRetraining:
         return step
 
     def _may_cool_down(self, step: int) -> bool:
-        return self.options.recipe == "ours" and self._cool_down is None and 0 < step < self.options.max_steps
+        return self.options.recipe == "ours" and self._cool_down is None and step > 0
 
     def _cooling(self, step: int) -> _CoolDown:
         """What is left to do for a run that may stop after that step."""
@@ -203,15 +218,15 @@ class JointRetraining:
         low, high = _LOSS_WEIGHTS
         self._loss_weights = {query: min(max(gap / mean, low), high) for query, gap in gaps.items()}
 
-    def _verdict(self, step: int, scores: Mapping[str, Score], best: Mapping[str, Score]) -> Verdict | None:
-        """What is known after a validation; `best` are the scores of the weights that would be kept."""
-        if all(self._is_safe(query, score) for query, score in scores.items()):
+    def _verdict(self, step: int, scores: Mapping[str, Score]) -> Verdict | None:
+        """What is known after a validation."""
+        if self._stops_early and all(self._is_safe(query, score) for query, score in scores.items()):
             return "reached"
         if step >= (self._cool_down.ends if self._cool_down else self.options.max_steps):
-            return "reached" if self._worst_margin(best) >= 0 else "missed"
+            return "reached" if self._worst_margin(self._best) >= 0 else "missed"
         # The best and not the last: a validation while the rate is high may fall by .2 and come back.
         is_late = self.options.gives_up and 2 * step >= self.options.max_steps
-        return "hopeless" if is_late and self._worst_margin(best) < -_HOPELESS_GAP else None
+        return "hopeless" if is_late and self._worst_margin(self._best) < -_HOPELESS_GAP else None
 
     def _is_safe(self, query: str, score: Score) -> bool:
         """Far enough above the target to stop: the gate, which is about as large, would most likely agree."""

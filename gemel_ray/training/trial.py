@@ -30,6 +30,8 @@ class Trial:
     ) -> None:
         self.candidate, self.data, self.store = candidate, data, store
         self._began_s = time.monotonic()
+        # What the gate said of weights that it accepted.
+        self._passed: dict[str, Accuracy] = {}
         self._start = store.manifest(candidate.start_release)
         queries = candidate.configuration.queries
         models = {query: self._model(query, self._start, allow_factories) for query in queries}
@@ -64,7 +66,13 @@ class Trial:
 
     def run(self) -> Iterator[Validation]:
         """Every validation, the last one with its verdict; then `outcome` may be asked."""
-        return self.retraining.run()
+        return self.retraining.run(self._accepts)
+
+    def _accepts(self, scores: Mapping[str, Score]) -> bool:
+        """Whether training may stop early: the gate is asked then, and once more after the last step if it objects."""
+        found = self._gated(scores)
+        self._passed = {} if self._objectors(found) else found
+        return bool(self._passed)
 
     def outcome(self, last: Validation) -> Outcome:
         """What became of the candidate. The gate is looked at only where validation reached every target."""
@@ -74,16 +82,21 @@ class Trial:
                 last, passed=False, reason=f"{last.verdict} on validation", objectors=objectors,
                 shortfall=self._shortfall(last.scores), overfit=self._overfit(last),
             )  # fmt: skip
-        gate = self.retraining.answers("gate")
-        accuracies = {query: self._accuracy(query, found, last.scores[query]) for query, found in gate.items()}
-        margin = self.candidate.gate_margin
-        if objectors := [query for query, accuracy in accuracies.items() if not accuracy.passes(margin)]:
+        accuracies = self._passed or self._gated(last.scores)
+        if objectors := self._objectors(accuracies):
             return self._outcome(
                 last, passed=False, reason="missed on the gate", objectors=objectors, accuracies=accuracies,
                 shortfall=max(a.target - a.held[0] for a in accuracies.values()),
             )  # fmt: skip
         weights, blobs = self._store()
         return self._outcome(last, passed=True, reason="passed", accuracies=accuracies, weights=weights, blobs=blobs)
+
+    def _gated(self, scores: Mapping[str, Score]) -> dict[str, Accuracy]:
+        gate = self.retraining.answers("gate")
+        return {query: self._accuracy(query, found, scores[query]) for query, found in gate.items()}
+
+    def _objectors(self, accuracies: Mapping[str, Accuracy]) -> list[str]:
+        return [query for query, found in accuracies.items() if not found.passes(self.candidate.gate_margin)]
 
     def _outcome(self, last: Validation, *, passed: bool, reason: str, **found: object) -> Outcome:
         seconds = time.monotonic() - self._began_s

@@ -9,6 +9,7 @@ from gemel_ray.policy.search import advance, begin, is_finished, is_superseded, 
 from gemel_ray.policy.search_state import SearchSettings, SearchState
 from gemel_ray.spec.layers import Extent, LayerGroup, LayerRef, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import SUPERSEDED, Outcome
 
 
@@ -73,6 +74,30 @@ def test_everything_that_can_be_shared_is_shared_and_nothing_else(sizes, hard, t
     every = {f"s{place}" for place in range(len(sizes))}
     assert shared_signatures(state) == every - hard
     assert {layer.signature for layer in state.rejected} == every & hard
+
+
+@given(SIZES, PLACES, PLACES)
+def test_relatives_are_sifted_before_anything_is_trained_and_nothing_is_rejected_by_it(sizes, hard, trainable):
+    found = groups_of(sizes)
+    state, history = run(begin(found, relatives=found, release=1, settings=BIG), World(hard, trainable))
+    every = {f"s{place}" for place in range(len(sizes))}
+    assert shared_signatures(state) == every - hard
+    assert {layer.signature for layer in state.rejected} == every & hard
+    trained = [candidate.max_steps > 0 for candidate in history]
+    assert trained == sorted(trained)
+    assert trained.count(False) <= 13
+
+
+def test_the_heavier_half_of_relatives_is_shared_as_it_is_where_the_lighter_one_must_be_trained():
+    found = groups_of([40, 30, 20, 10])
+    state, history = run(begin(found, relatives=found, release=1, settings=BIG), World(trainable=["s2", "s3"]))
+    sifted = [candidate for candidate in history if candidate.label.startswith("sift")]
+    trained = [candidate for candidate in history if candidate.max_steps]
+    assert {layer.signature for layer in sifted[0].configuration.shared} == {"s0", "s1"}
+    assert all(candidate.start_release == 2 for candidate in trained), "trials go on from what was sifted"
+    assert shared_signatures(state) == {"s0", "s1", "s2", "s3"}
+    _, strangers = run(begin(found, release=1, settings=BIG), World(trainable=["s2", "s3"]))
+    assert not any(candidate.label.startswith("sift") for candidate in strangers)
 
 
 @given(SIZES, st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, 13).map(lambda place: f"s{place}"))))
@@ -228,11 +253,11 @@ def test_strangers_start_from_where_they_are_told_to_until_something_is_shared(a
 
 
 class Slow(World):
-    """Everything passes after so many steps, and comes close to its target before."""
+    """Everything passes after so many steps, and comes close to its target before, on validation or on the gate."""
 
-    def __init__(self, steps, shortfall=0.02):
+    def __init__(self, steps, shortfall=0.02, gate=None):
         super().__init__()
-        self.steps, self.shortfall = steps, shortfall
+        self.steps, self.shortfall, self.gate = steps, shortfall, gate or {}
 
     def judge(self, candidate):
         steps = candidate.max_steps
@@ -240,7 +265,7 @@ class Slow(World):
         reason = "passed" if passed else "missed on validation"
         return Outcome(
             candidate=candidate.number, passed=passed, reason=reason, steps=min(steps, self.steps), objectors=("a",),
-            shortfall=0.0 if passed else self.shortfall,
+            shortfall=0.0 if passed else self.shortfall, accuracies=self.gate,
         )  # fmt: skip
 
 
@@ -254,6 +279,16 @@ def test_a_whole_that_failed_close_to_its_target_gets_more_steps_before_anything
     state, history = run(begin(groups_of([9, 5, 3]), release=1, settings=settings), Slow(25, shortfall))
     assert (len(state.accepted.shared) == 3) is shares_all_at_once
     assert max(candidate.max_steps for candidate in history) == (30 if shares_all_at_once else 10)
+
+
+def test_a_whole_that_the_gate_refused_is_divided_at_once():
+    refused = {
+        "a": Accuracy(target=0.9, measure="", agreement=0.89, lower_bound=0.8, gate_frames=100, validation_agreement=1)
+    }
+    settings = SearchSettings(max_trials=6, max_steps=10)
+    _, history = run(begin(groups_of([9, 5, 3]), release=1, settings=settings), Slow(25, gate=refused))
+    assert {candidate.max_steps for candidate in history if candidate.label.startswith("divide")} == {10}
+    assert not any(candidate.label.startswith("persist") for candidate in history)
 
 
 @pytest.mark.parametrize(("views", "overfit"), [(True, 0.2), (True, 0.03), (False, 0.2)])

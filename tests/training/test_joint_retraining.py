@@ -102,6 +102,53 @@ def test_a_run_that_may_stop_first_trains_a_quarter_longer_while_the_rate_falls_
     assert run.rates[11] > run.rates[12] > run.rates[13] > run.rates[14] == pytest.approx(run.rates[11] / 4)
 
 
+def test_a_run_that_is_not_accepted_goes_on_to_its_last_step_and_keeps_the_best_of_what_follows(fleet):
+    found, data, models = fleet
+    options = RetrainOptions(max_steps=12, validate_every=4)
+    # Safe after four steps, cooled down until the eighth; what follows is never as good on validation again.
+    run = Scripted(copy.deepcopy(models), data, everything(found), options, estimates=[0.5, 0.99, 0.985, 0.97])
+    asked = []
+
+    def refuses(scores):
+        asked.append({score.estimate for score in scores.values()})
+        return False
+
+    seen = list(run.run(refuses))
+    assert [(each.step, each.verdict) for each in seen] == [(0, None), (4, None), (8, None), (12, "reached")]
+    assert asked == [{0.99}], "only once"
+    assert {score.estimate for score in seen[-1].scores.values()} == {0.97}
+    assert run.rates[8] > run.rates[7], "the rate goes on where it would have been without the cool-down"
+
+
+def test_the_gate_is_asked_again_once_a_trial_has_trained_to_its_end(fleet, tmp_path):
+    """The gate's frames say no to weights that reach every target on validation without a step."""
+    found, data, models = fleet
+    store = open_store(str(tmp_path), create=True)
+    start = publish_originals(store, found, models, seed=0)
+    easy = {
+        name: replace(part, query=part.query.model_copy(update={"accuracy_target": 0.05}))
+        for name, part in data.items()
+    }
+    candidate = Candidate(
+        number=0, label="all", configuration=everything(found), max_steps=4, start_release=start.release, gate_margin=1
+    )
+    trial, answers = Trial(candidate, easy, store), []
+    really = trial.retraining.answers
+
+    def wrong_at_first(split):
+        given = really(split)
+        answers.append(split)
+        if answers.count("gate") > 1 or split != "gate":
+            return given
+        return {query: [replace(each, label="nothing") for each in some] for query, some in given.items()}
+
+    trial.retraining.answers = wrong_at_first
+    *_, last = trial.run()
+    assert (last.step, last.verdict) == (4, "reached")
+    assert trial.outcome(last).passed
+    assert answers.count("gate") == 2
+
+
 def test_nobody_cools_down_at_the_last_step_and_a_constant_rate_stays_constant(fleet):
     found, data, models = fleet
     for recipe, steps in (("ours", 4), ("paper", 60)):
