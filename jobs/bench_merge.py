@@ -140,6 +140,16 @@ def line(workload: str, target: float, method: str, found: dict[str, Any]) -> st
     )
 
 
+def refuse_others(held: Mapping[str, str], given: Mapping[str, str], path: Path) -> None:
+    """One record holds cells that can be compared: the same gate, steps and seed."""
+    for name in ("gate_margin", "steps", "seed"):
+        if held[name] != given[name]:
+            raise SystemExit(
+                f"{path}: its cells were measured with --{name.replace('_', '-')} {held[name]}, not {given[name]}; "
+                "give the same, or --machine with another name for a record of its own"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("video", type=Path, help="the folder with cameras/, cifar10/ and weights/")
@@ -166,7 +176,8 @@ def main() -> None:
         path = records.latest_path(heading, f"{options.machine}-{name}{judge}")
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else heading | {"cells": []}
         record |= {"workload": name} | bounds(workload)
-        record.setdefault("options", {k: str(v) for k, v in vars(options).items()})
+        given = {k: str(v) for k, v in vars(options).items()}
+        refuse_others(record.setdefault("options", given), given, path)
         cells_of(workload, record, options, path)
         print(f"raw numbers: {path}")
 
