@@ -48,9 +48,9 @@ def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 
     Several groups: the same without the queries that objected, and the halves of the groups. One group: without the
     objectors, or the halves of its members, or with private corrections of `delta_rank`.
     """
-    spared = _without_queries(addition, objectors)
     if not addition:
         return []
+    spared = _without_queries(addition, objectors)
     if len(addition) > 1:
         ordered = memory_forward(addition)
         middle = len(ordered) // 2

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, names, pieces
 from gemel_ray.policy.search_state import Failure, SearchState, Waiting
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
+from gemel_ray.spec.trials import Candidate, Outcome
 
 # A whole that stayed so far below its targets lets its parts be worth 1/e of what they save. Our choice: halves of two
 # ten-class strangers' shareable layers miss by .2, of all repeats within them by .4, a single pair by nothing.
@@ -70,11 +70,6 @@ def after_division(
 def failure_of(outcome: Outcome) -> Failure:
     """What a search remembers of a candidate that failed."""
     return Failure(objectors=outcome.objectors, shortfall=outcome.shortfall)
-
-
-def has_failed(outcome: Outcome) -> bool:
-    """Whether a candidate was tried, and failed."""
-    return not outcome.passed and outcome.reason != SUPERSEDED
 
 
 def _parts(state: SearchState, addition: Addition, failure: Failure) -> list[Waiting]:

@@ -22,11 +22,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from gemel_ray.policy.additions import Addition, fingerprint, names, pieces, without_hardest
 from gemel_ray.policy.budget import decisive, decisive_steps, steps_each
 from gemel_ray.policy.candidates import candidate_of
-from gemel_ray.policy.dividing import after_division, divide, failure_of, has_failed
+from gemel_ray.policy.dividing import after_division, divide, failure_of
 from gemel_ray.policy.search_state import PHASES, Failure, Phase, SearchSettings, SearchState, Waiting
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.trials import Candidate, Outcome
+from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 
 _NEXT: Mapping[Phase, Phase] = dict(itertools.pairwise(PHASES))
 
@@ -126,7 +126,7 @@ def _failed(state: SearchState, outcomes: Mapping[int, Outcome]) -> dict[str, Fa
     return {
         fingerprint(candidate.configuration): failure_of(outcomes[candidate.number])
         for candidate in state.round
-        if candidate.max_steps > 0 and has_failed(outcomes[candidate.number])
+        if candidate.max_steps > 0 and _has_failed(outcomes[candidate.number])
     }
 
 
@@ -150,6 +150,10 @@ def _may_persist(outcome: Outcome) -> bool:
 
 def _has_overfit(state: SearchState, outcomes: Mapping[int, Outcome], won: Candidate | None) -> bool:
     return any((outcomes[each.number].overfit or 0.0) >= _OVERFIT for each in decisive(state.round, won=won))
+
+
+def _has_failed(outcome: Outcome) -> bool:
+    return not outcome.passed and outcome.reason != SUPERSEDED
 
 
 def _propose(state: SearchState) -> SearchState:
