@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from gemel_ray.policy.evidence import Prediction, judged
-from gemel_ray.policy.search import advance, is_finished, is_superseded, winner
+from gemel_ray.policy.judging import is_superseded, winner
+from gemel_ray.policy.search import advance, is_finished
 from gemel_ray.policy.search_state import PHASES, SearchState
 from gemel_ray.spec.errors import SearchError
 from gemel_ray.spec.release import Manifest

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, names, pieces
+from gemel_ray.policy.judging import failure_of
 from gemel_ray.policy.search_state import Failure, SearchState, Waiting
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Candidate, Outcome
@@ -65,11 +66,6 @@ def after_division(
             waiting += smaller
             rejected = (*rejected, *addition) if state.trains and not smaller else rejected
     return [Waiting(addition=passed.shared), *waiting], rejected
-
-
-def failure_of(outcome: Outcome) -> Failure:
-    """What a search remembers of a candidate that failed."""
-    return Failure(objectors=outcome.objectors, shortfall=outcome.shortfall)
 
 
 def _parts(state: SearchState, addition: Addition, failure: Failure) -> list[Waiting]:

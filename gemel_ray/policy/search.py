@@ -7,11 +7,11 @@ Probe: share without training, first among layers whose weights resemble each ot
 from one ancestor), then everything; each also without the hardest few per cent of the bytes (the lightest, earliest
 layers hold most of the difficulty: our measurement). Sift: what of the first is left, in halves, still without
 training. Kin: the same relatives with joint retraining, which they need little of. Leap: everything at once with joint
-retraining, on top of what was won so far: across and within models, then across models, each with and without the
-hardest. Widen: once repeats within models share, smaller layers as slices of larger ones. Persist: wholes that failed
-on validation close to their targets once more, with several times the steps. Divide: what is left, split by the queries
-that objected and in halves, memory-forward, down to two members of one group, the lightest included. Every failed
-addition is replaced by smaller ones or rejected, so the search terminates.
+retraining, on top of what was won so far: across and within models, then across models, each with and, unless it was
+hopeless, without the hardest. Widen: once repeats within models share, smaller layers as slices of larger ones.
+Persist: wholes that failed on validation close to their targets once more, with several times the steps. Divide: what
+is left, split by the queries that objected and in halves, memory-forward, down to two members of one group, the
+lightest included. Every failed addition is replaced by smaller ones or rejected, so the search terminates.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from gemel_ray.policy.additions import Addition, fingerprint, names, pieces, without_hardest
-from gemel_ray.policy.budget import decisive, decisive_steps, steps_each
 from gemel_ray.policy.candidates import candidate_of
-from gemel_ray.policy.dividing import after_division, divide, failure_of
-from gemel_ray.policy.search_state import PHASES, Failure, Phase, SearchSettings, SearchState, Waiting
+from gemel_ray.policy.dividing import after_division, divide
+from gemel_ray.policy.judging import decisive, failures, is_hopeless, winner
+from gemel_ray.policy.search_state import PHASES, Phase, SearchSettings, SearchState, Waiting
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration
-from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
+from gemel_ray.spec.trials import Candidate, Outcome
 
 _NEXT: Mapping[Phase, Phase] = dict(itertools.pairwise(PHASES))
 
@@ -73,21 +73,6 @@ def is_finished(state: SearchState) -> bool:
     return not state.round
 
 
-def winner(state: SearchState, outcomes: Mapping[int, Outcome]) -> Candidate | None:
-    """The round's candidate to accept: most bytes saved among those that passed; the first of equals."""
-    passed = [candidate for candidate in state.round if outcomes[candidate.number].passed]
-    return max(passed, key=lambda candidate: candidate.configuration.saved_bytes, default=None)
-
-
-def is_superseded(state: SearchState, candidate: Candidate, outcomes: Mapping[int, Outcome]) -> bool:
-    """Whether a candidate of the round can change nothing any more: one that saves as much has passed already.
-
-    In a dividing round every outcome counts, since several may be accepted one after the other.
-    """
-    saved = [c.configuration.saved_bytes for c in state.round if (o := outcomes.get(c.number)) and o.passed]
-    return not state.divides and bool(saved) and candidate.configuration.saved_bytes <= max(saved)
-
-
 def advance(state: SearchState, outcomes: Mapping[int, Outcome], *, release: int) -> SearchState:
     """The state after a round whose every candidate has its outcome.
 
@@ -97,11 +82,11 @@ def advance(state: SearchState, outcomes: Mapping[int, Outcome], *, release: int
     settled = state.model_copy(
         update={
             "accepted": won.configuration if won else state.accepted,
-            "failed": state.failed | _failed(state, outcomes),
+            "failed": state.failed | failures(state, outcomes),
             "overfits": state.overfits or _has_overfit(state, outcomes, won),
             "close": (*state.close, *_close(state, outcomes, won)),
             "release": release,
-            "steps": state.steps + decisive_steps(state.round, outcomes, won=won),
+            "steps": state.steps + sum(outcomes[each.number].steps for each in decisive(state, outcomes, won)),
             "round": (),
             "adds": (),
         }
@@ -122,17 +107,9 @@ def _moved_on(state: SearchState) -> SearchState:
     return state.model_copy(update={"phase": phase, "waiting": tuple(Waiting(addition=rest) for rest in left)})
 
 
-def _failed(state: SearchState, outcomes: Mapping[int, Outcome]) -> dict[str, Failure]:
-    return {
-        fingerprint(candidate.configuration): failure_of(outcomes[candidate.number])
-        for candidate in state.round
-        if candidate.max_steps > 0 and _has_failed(outcomes[candidate.number])
-    }
-
-
 def _close(state: SearchState, outcomes: Mapping[int, Outcome], won: Candidate | None) -> list[Addition]:
     """Additions of a leap that would have saved more than its winner, and failed close to their targets."""
-    decided = {each.number: outcomes[each.number] for each in decisive(state.round, won=won)}
+    decided = {each.number: outcomes[each.number] for each in decisive(state, outcomes, won)}
     return [
         addition
         for candidate, addition in zip(state.round, state.adds, strict=True)
@@ -149,11 +126,7 @@ def _may_persist(outcome: Outcome) -> bool:
 
 
 def _has_overfit(state: SearchState, outcomes: Mapping[int, Outcome], won: Candidate | None) -> bool:
-    return any((outcomes[each.number].overfit or 0.0) >= _OVERFIT for each in decisive(state.round, won=won))
-
-
-def _has_failed(outcome: Outcome) -> bool:
-    return not outcome.passed and outcome.reason != SUPERSEDED
+    return any((outcomes[each.number].overfit or 0.0) >= _OVERFIT for each in decisive(state, outcomes, won))
 
 
 def _propose(state: SearchState) -> SearchState:
@@ -187,13 +160,12 @@ def _wanted(state: SearchState) -> tuple[tuple[Addition, ...], tuple[Waiting, ..
 
 
 def _steps_each(state: SearchState, candidates: int) -> int:
+    """Steps that each of a round's candidates may take: all, or an even part of what is left of the budget."""
     settings = state.settings
-    return steps_each(
-        settings.max_steps * (settings.patience if state.phase == "persist" else 1),
-        most_steps=settings.most_steps,
-        spent_steps=state.steps,
-        candidates=candidates,
-    )
+    steps = settings.max_steps * (settings.patience if state.phase == "persist" else 1)
+    if settings.most_steps is None or not candidates:
+        return steps
+    return min(steps, max(settings.most_steps - state.steps, 0) // candidates)
 
 
 def _wholes(state: SearchState) -> tuple[Addition, ...]:
@@ -209,8 +181,14 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
     rests = [state.rest(sort) for sort in sorts[state.phase]]
     if state.phase == "probe" and 0 < state.gain(rests[1]) < _KIN_FRACTION * state.gain(rests[0]):
         rests = rests[1:]
-    found = _distinct(state, [part for rest in rests for part in (rest, without_hardest(rest))])
+    found = _distinct(state, [part for rest in rests for part in _with_and_without_hardest(state, rest)])
     return tuple(addition for addition in found if not _has_been_tried(state, addition))
+
+
+def _with_and_without_hardest(state: SearchState, rest: Addition) -> Sequence[Addition]:
+    failure = state.failed.get(fingerprint(state.accepted.joined(rest)))
+    is_vain = state.trains and failure is not None and is_hopeless(failure)
+    return () if is_vain else (rest, without_hardest(rest))
 
 
 def _widest(state: SearchState) -> Addition:

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemel_ray.policy.evidence import judged
-from gemel_ray.policy.search import advance, begin, is_finished, is_superseded, winner
+from gemel_ray.policy.judging import is_superseded, winner
+from gemel_ray.policy.search import advance, begin, is_finished
 from gemel_ray.policy.search_state import SearchSettings, SearchState
 from gemel_ray.spec.layers import Extent, LayerGroup, LayerRef, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
@@ -25,21 +26,24 @@ def groups_of(sizes, queries="ab", rank_bytes=0):
 class World:
     """Some layers of some queries can never be shared, some groups only after training.
 
-    `tamed`: hard layers become willing with private corrections.
+    `tamed`: hard layers become willing with private corrections. Each hard layer keeps its queries `far` more below
+    their target.
     """
 
-    def __init__(self, hard=(), trainable=(), *, tamed=False):
-        self.hard, self.trainable, self.tamed = set(hard), set(trainable), tamed
+    def __init__(self, hard=(), trainable=(), *, tamed=False, far=None):
+        self.hard, self.trainable, self.tamed, self.far = set(hard), set(trainable), tamed, far
 
     def judge(self, candidate):
         plain = [layer for layer in candidate.configuration.shared if not (self.tamed and layer.rank)]
         members = [member for layer in plain for member in layer.members]
-        hard = sorted({m.query for m in members if m.layer in self.hard or (m.query, m.layer) in self.hard})
+        resists = [m for m in members if m.layer in self.hard or (m.query, m.layer) in self.hard]
+        hard = sorted({member.query for member in resists})
         untrained = {m.query for m in members if m.layer in self.trainable} if not candidate.max_steps else set()
         passed = not hard and not untrained
         return Outcome(
-            candidate=candidate.number, passed=passed, reason="passed" if passed else "missed", objectors=tuple(hard)
-        )
+            candidate=candidate.number, passed=passed, reason="passed" if passed else "missed", objectors=tuple(hard),
+            shortfall=None if passed or self.far is None else self.far * len({member.layer for member in resists}),
+        )  # fmt: skip
 
 
 def run(state, world, *, interrupt=False, skip=False):
@@ -124,13 +128,52 @@ def test_a_search_written_down_after_every_round_ends_the_same(sizes, hard):
     assert run(start, World(hard)) == run(start, World(hard), interrupt=True)
 
 
-@given(SIZES, PLACES, PLACES)
-def test_leaving_out_what_is_superseded_changes_nothing(sizes, hard, trainable):
+@given(SIZES, PLACES, PLACES, st.sampled_from([None, 0.02, 0.1, 0.2]))
+def test_leaving_out_what_is_superseded_changes_nothing(sizes, hard, trainable, far):
     found = groups_of(sizes, "abc")
     start = begin(found, relatives=found[::2], release=1, settings=BIG)
-    world = World(hard, trainable)
+    world = World(hard, trainable, far=far)
     plain, skipped = run(start, world)[0], run(start, world, skip=True)[0]
-    assert plain.accepted == skipped.accepted
+    assert plain == skipped
+
+
+# One layer of 1 % of the bytes is all that resists.
+HARDEST = groups_of([50, 49, 1])
+
+
+def leap(far):
+    """The wholes that a leap tries when that layer keeps its queries so far below their target."""
+    state, history = run(begin(HARDEST, release=1, settings=BIG), World({"s2"}, {"s0", "s1"}, far=far), skip=True)
+    assert shared_signatures(state) == {"s0", "s1"}
+    return [len(each.configuration.shared) for each in history if each.label.startswith("leap")]
+
+
+def test_a_hopeless_whole_is_not_tried_again_without_its_hardest_layers():
+    assert leap(far=0.1) == [3, 2]
+    assert leap(far=0.2) == [3]
+
+
+def test_what_was_hopeless_among_relatives_is_not_leapt_for_again_without_its_hardest_layers():
+    start = begin(HARDEST, relatives=HARDEST, release=1, settings=BIG)
+    _, history = run(start, World({"s2"}, {"s0", "s1"}, far=0.2), skip=True)
+    wholes = [(each.label.split()[0], len(each.configuration.shared)) for each in history if each.max_steps]
+    assert [found for found in wholes if found[0] != "divide"] == [("kin", 3)]
+
+
+def test_what_a_hopeless_whole_rules_out_is_not_accepted_even_if_it_passed_beside_it():
+    state = begin(HARDEST, release=1, settings=BIG)
+    while state.phase != "leap":
+        state = advance(
+            state, {c.number: Outcome(candidate=c.number, passed=False, reason="") for c in state.round}, release=1
+        )
+    whole, most = state.round
+    outcomes = {
+        whole.number: Outcome(candidate=whole.number, passed=False, reason="hopeless", shortfall=0.2, steps=75),
+        most.number: Outcome(candidate=most.number, passed=True, reason="passed", steps=90),
+    }
+    assert is_superseded(state, most, {whole.number: outcomes[whole.number]})
+    assert winner(state, outcomes) is None
+    assert advance(state, outcomes, release=1).steps == 75
 
 
 @given(SIZES, PLACES)
