@@ -133,7 +133,8 @@ class JointRetraining:
     def _validated(self, step: int) -> Validation:
         scores = self.score("validation")
         if not self._best or self._worst_margin(scores) > self._worst_margin(self._best):
-            self._best, self._kept = scores, self._snapshot()
+            # What is never trained has no other weights to come back from.
+            self._best, self._kept = scores, self._snapshot() if self.options.max_steps else {}
         return Validation(step, scores, self._verdict(step, scores))
 
     def _goes_on(self, validation: Validation, accepts: Accepts) -> bool:
