@@ -20,8 +20,7 @@ from gemel_ray.training.losses import batch_loss, frames_a_step
 from gemel_ray.training.normalisation import reestimate_normalisation
 from gemel_ray.training.views import taught, viewed
 from gemel_ray.vision.alignment import align
-from gemel_ray.vision.binding import bind, distinct_parameters, gather_gradients, slices_of
-from gemel_ray.vision.checkpoints import put_state
+from gemel_ray.vision.binding import bind, distinct_parameters, distinct_tensors, gather_gradients, slices_of
 from gemel_ray.vision.metrics import Score
 
 Verdict = Literal["reached", "missed", "hopeless"]
@@ -107,7 +106,7 @@ class JointRetraining:
         self._stops_early = True
         # The scores on validation that come nearest to the targets, and the weights that made them.
         self._best: Mapping[str, Score] = {}
-        self._kept: dict[str, dict[str, torch.Tensor]] = {}
+        self._kept: list[torch.Tensor] = []
         if options.start == "aligned":
             align(self.models, configuration, tied=tied)
         bind(self.models, configuration, start=options.start)
@@ -127,14 +126,14 @@ class JointRetraining:
             yield replace(validation, verdict=None)
             self._weigh(validation.scores)
             validation = self._validated(self._train(optimiser, validation.step))
-        self._restore(self._kept)
+        self._restore()
         yield replace(validation, scores=self._best)
 
     def _validated(self, step: int) -> Validation:
         scores = self.score("validation")
         if not self._best or self._worst_margin(scores) > self._worst_margin(self._best):
-            # What is never trained has no other weights to come back from.
-            self._best, self._kept = scores, self._snapshot() if self.options.max_steps else {}
+            self._best = scores
+            self._keep()
         return Validation(step, scores, self._verdict(step, scores))
 
     def _goes_on(self, validation: Validation, accepts: Accepts) -> bool:
@@ -144,7 +143,7 @@ class JointRetraining:
         if self._may_cool_down(validation.step):
             self._cool_down = self._cooling(validation.step)
             return True
-        self._restore(self._kept)
+        self._restore()
         if accepts(self._best):
             return False
         self._stops_early, self._cool_down, self._best = False, None, {}
@@ -240,16 +239,16 @@ class JointRetraining:
     def _worst_margin(self, scores: Mapping[str, Score]) -> float:
         return min(score.estimate - self._target(query) for query, score in scores.items())
 
-    def _snapshot(self) -> dict[str, dict[str, torch.Tensor]]:
-        return {
-            query: {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            for query, model in self.models.items()
-        }
+    def _keep(self) -> None:
+        """Remember the weights as they are, what is shared once; a probe's are never changed."""
+        if self.options.max_steps:
+            self._kept = [tensor.detach().clone() for tensor in distinct_tensors(self.models.values())]
 
-    def _restore(self, snapshot: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    @torch.no_grad()
+    def _restore(self) -> None:
         # Copies into the existing tensors: what is shared stays shared.
-        for query, state in snapshot.items():
-            put_state(self.models[query], state)
+        for tensor, kept in zip(distinct_tensors(self.models.values()) if self._kept else (), self._kept, strict=True):
+            tensor.copy_(kept)
 
 
 @contextmanager

@@ -103,8 +103,12 @@ def distinct_parameters(models: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 def distinct_bytes(models: Iterable[nn.Module]) -> int:
     """Bytes of all parameters and buffers of the models, shared ones once."""
-    tensors = _distinct(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.numel() * tensor.element_size() for tensor in distinct_tensors(models))
+
+
+def distinct_tensors(models: Iterable[nn.Module]) -> list[torch.Tensor]:
+    """All parameters and buffers of the models, shared ones once; the whole of what is shared in slices."""
+    return _distinct(tensor for model in models for tensor in (*model.parameters(), *model.buffers()))
 
 
 def slices_of(models: Iterable[nn.Module]) -> list[tuple[nn.Parameter, nn.Parameter]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemel_ray.policy.grouping import group_layers
+from gemel_ray.policy.grouping import group_layers, group_slices_in_sets
 from gemel_ray.spec.answers import Classified
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.merge import MergeConfiguration
@@ -20,6 +20,7 @@ from gemel_ray.training.originals import train_original
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.training.trial import Trial
 from gemel_ray.training.views import overfit_fraction, taught, viewed
+from gemel_ray.vision.binding import distinct_bytes, distinct_parameters
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.metrics import RELATIVE, Score, compare_labels, f1, wilson_lower
 from gemel_ray.weights.store import open_store
@@ -54,8 +55,8 @@ def fleet():
     return found, {name: with_teacher(part, models[name]) for name, part in data.items()}, models
 
 
-def everything(found):
-    return MergeConfiguration.of(group_layers(analyze(found).inventories))
+def everything(found, grouped=group_layers):
+    return MergeConfiguration.of(grouped(analyze(found).inventories))
 
 
 def test_what_is_shared_stays_one_parameter_and_the_best_weights_are_kept(fleet):
@@ -72,6 +73,23 @@ def test_what_is_shared_stays_one_parameter_and_the_best_weights_are_kept(fleet)
     assert final == pytest.approx({name: score.estimate for name, score in seen[-1].scores.items()})
     best = max(min(score.estimate for score in validation.scores.values()) for validation in seen)
     assert min(final.values()) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("grouped", [group_layers, group_slices_in_sets])
+def test_shared_weights_are_remembered_once_and_brought_back_to_every_model(fleet, grouped):
+    found, data, models = fleet
+    models = copy.deepcopy(models)
+    retraining = JointRetraining(models, data, everything(found, grouped), RetrainOptions(max_steps=2))
+    merged = {name: copy.deepcopy(model.state_dict()) for name, model in models.items()}
+    retraining._keep()
+    assert sum(tensor.nbytes for tensor in retraining._kept) == distinct_bytes(models.values())
+    with torch.no_grad():
+        for parameter in distinct_parameters(models.values()):
+            parameter.zero_()
+    retraining._restore()
+    for name, model in models.items():
+        for path, tensor in model.state_dict().items():
+            assert torch.equal(tensor, merged[name][path]), path
 
 
 class Scripted(JointRetraining):
