@@ -12,7 +12,7 @@ from gemel_ray.spec.workload import Workload
 from gemel_ray.vision.checkpoints import fit_state, load_weights
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.weights.maintenance import originals_of, reverted
-from gemel_ray.weights.models import BlobReader, load_state
+from gemel_ray.weights.models import load_state, reader_of
 from gemel_ray.weights.store import Store
 
 
@@ -38,7 +38,8 @@ def originals_in_store(
             f"--from-release {release} has queries {sorted(manifest.queries)}, the workload {sorted(names)}; both must "
             "have the same"
         )
-    root, models, reader = originals_of(store, manifest), _built(workload, allow_factories), BlobReader(store)
+    root, models = originals_of(store, manifest), _built(workload, allow_factories)
+    reader = reader_of(store, root.queries.values())
     for name, model in models.items():
         released, source = root.queries[name], f"release {root.release}, query {name!r}"
         fit_state(model, load_state(reader, released.weights, released.slices), source=source)

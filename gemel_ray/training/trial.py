@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
 from gemel_ray.spec.answers import Answer
-from gemel_ray.spec.release import Accuracy, BlobInfo, Manifest
+from gemel_ray.spec.release import Accuracy, BlobInfo, Manifest, ReleasedQuery
 from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.training.data import QueryData, score_on_labels, score_relative
 from gemel_ray.training.joint import JointRetraining, RetrainOptions, Validation
@@ -18,7 +18,7 @@ from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.metrics import Score, compare
 from gemel_ray.vision.models import build_model, task_of, training_device
 from gemel_ray.weights.maintenance import originals_of
-from gemel_ray.weights.models import BlobReader, load_state, store_models
+from gemel_ray.weights.models import BlobReader, load_state, reader_of, store_models
 from gemel_ray.weights.store import Store
 
 
@@ -33,8 +33,7 @@ class Trial:
         # What the gate said of weights that it accepted.
         self._passed: dict[str, Accuracy] = {}
         self._start = store.manifest(candidate.start_release)
-        queries = candidate.configuration.queries
-        models = {query: self._model(query, self._start, allow_factories) for query in queries}
+        models = self._models(candidate.configuration.queries, self._start, allow_factories)
         options = RetrainOptions(
             max_steps=candidate.max_steps,
             seed=candidate.seed,
@@ -51,17 +50,20 @@ class Trial:
 
     def _originals(self, allow_factories: bool) -> dict[str, nn.Module]:
         """Of the classifiers; a detector's boxes would have to move with a view."""
-        root = originals_of(self.store, self._start)
-        return {query: self._model(query, root, allow_factories) for query in self._classifiers()}
+        return self._models(self._classifiers(), originals_of(self.store, self._start), allow_factories)
 
     def _classifiers(self) -> list[str]:
         queries = self.candidate.configuration.queries
         return [query for query in queries if task_of(self.data[query].query.model) == "classification"]
 
-    def _model(self, query: str, release: Manifest, allow_factories: bool) -> nn.Module:
+    def _models(self, queries: Iterable[str], release: Manifest, allow_factories: bool) -> dict[str, nn.Module]:
+        released = {query: release.queries[query] for query in queries}
+        read = reader_of(self.store, released.values())
+        return {query: self._model(query, found, read, allow_factories) for query, found in released.items()}
+
+    def _model(self, query: str, released: ReleasedQuery, read: BlobReader, allow_factories: bool) -> nn.Module:
         model = build_model(self.data[query].query.model, allow_factories=allow_factories)
-        released = release.queries[query]
-        put_state(model, load_state(BlobReader(self.store), released.weights, released.slices))
+        put_state(model, load_state(read, released.weights, released.slices))
         return model.to(training_device())
 
     def run(self) -> Iterator[Validation]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from gemel_ray.spec.errors import StoreError, nearest
 from gemel_ray.spec.layers import LayerRef, covers
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
-from gemel_ray.spec.release import BlobInfo
+from gemel_ray.spec.release import BlobInfo, ReleasedQuery
 from gemel_ray.spec.weight_sets import REMAINDER, common_sets, private_sets, tensor_prefix
 from gemel_ray.weights.store import Store
 from gemel_ray.weights.tensors import Tensors, decode, narrowed, put_tensors, tensor_bytes
@@ -160,12 +160,23 @@ def load_state(read_tensors: ReadTensors, weights: Mapping[str, str], slices: Sl
 class BlobReader:
     """Reads a store's blobs as tensors, each blob once."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keeps: Container[str] | None = None) -> None:
+        """Of `keeps`, if that is given, others are not held, and read again when they are asked for again."""
         self._store = store
+        self._keeps = keeps
         self._held: dict[str, Tensors] = {}
 
     def __call__(self, sha: str) -> Tensors:
-        """The tensors of a blob; the same objects every time."""
-        if sha not in self._held:
-            self._held[sha] = decode(self._store.read_blob(sha))
-        return self._held[sha]
+        """The tensors of a blob; the same objects every time, as long as they are held."""
+        if sha in self._held:
+            return self._held[sha]
+        tensors = decode(self._store.read_blob(sha))
+        if self._keeps is None or sha in self._keeps:
+            self._held[sha] = tensors
+        return tensors
+
+
+def reader_of(store: Store, models: Iterable[ReleasedQuery]) -> BlobReader:
+    """Reads the weights of these models one after the other; holds only what is needed again."""
+    uses = Counter(sha for model in models for sha in model.weights.values())
+    return BlobReader(store, keeps={sha for sha, count in uses.items() if count > 1})

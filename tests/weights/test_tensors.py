@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from weights_kit import a_manifest
+from weights_kit import a_manifest, a_query
 
 from gemel_ray.spec.errors import CorruptBlobError, StoreError
 from gemel_ray.spec.layers import Extent, LayerRef, Tensor
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
-from gemel_ray.weights.models import BlobReader, load_state, store_models
+from gemel_ray.spec.release import ReleasedQuery
+from gemel_ray.weights.models import BlobReader, load_state, reader_of, store_models
 from gemel_ray.weights.tensors import decode, encode, put_tensors, tensor_bytes
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -116,6 +117,17 @@ def test_a_shared_layer_loads_as_one_tensor_across_queries(store, states):
     assert a["fc.weight"] is b["head.fc.weight"]
     assert a["fc.bias"].data_ptr() == b["head.fc.bias"].data_ptr()
     assert a["bn.running_mean"].data_ptr() != b["bn.running_mean"].data_ptr()
+
+
+def test_models_are_read_one_after_the_other_with_only_what_is_needed_again_held(store, states, monkeypatch):
+    weights, blobs = store_models(store, states, SHARED, NAMES)
+    asked, read_blob = [], store.read_blob
+    monkeypatch.setattr(store, "read_blob", lambda sha: asked.append(sha) or read_blob(sha))
+    read = reader_of(store, [ReleasedQuery(query=a_query(), weights=each) for each in weights.values()])
+    assert all(same(load_state(read, weights[query], {}), states[query]) for query in states)
+    assert sorted(asked) == sorted(blobs), "each once"
+    assert read(weights["a"]["fc"]) is read(weights["b"]["head.fc"])
+    assert read(weights["a"][""]) is not read(weights["a"][""])
 
 
 def shared_at(path, *queries):
