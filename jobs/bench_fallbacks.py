@@ -23,7 +23,6 @@ import records
 import torch
 from torch import nn
 
-from gemel_ray.merging.operating import aimed_at
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.trials import Objective, Start
@@ -124,7 +123,7 @@ def tried(
 
 def bench(workload: Workload, options: argparse.Namespace) -> Iterator[list[Any]]:
     """Rows as in COLUMNS."""
-    aimed = aimed_at(workload, _OUT_OF_REACH)
+    aimed = workload.aimed_at(_OUT_OF_REACH)
     models = {query.name: build_model(query.model, allow_factories=True) for query in aimed.queries}
     for query in aimed.queries:
         load_weights(models[query.name], query.model)

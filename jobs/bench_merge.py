@@ -24,7 +24,6 @@ import torch
 from merge_methods import BY_LABELS, METHODS, Setting
 from torch import nn
 
-from gemel_ray.merging.operating import aimed_at
 from gemel_ray.policy.grouping import group_repeats, group_slices_in_sets
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.layers import LayerGroup
@@ -80,7 +79,7 @@ def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Names
         load_weights(models[query.name], query.model)
     frames = {name: with_teacher(part, models[name]) for name, part in read_workload_data(workload).items()}
     for target in options.targets:
-        aimed = judged(aimed_at(workload, target), options.judged_by)
+        aimed = judged(workload.aimed_at(target), options.judged_by)
         data = {q.name: QueryData(q, frames[q.name].splits) for q in aimed.queries}
         for method in options.methods:
             key = (target, method)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gemel_ray.edge.traffic import Camera, spread
 from gemel_ray.engine.status import EngineStatus
-from gemel_ray.serving.local import Service
 from gemel_ray.spec.answers import Answer, FrameAnswer
 from gemel_ray.spec.workload import Query
 from gemel_ray.training.data import QueryData, run_model
 from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.seen import end_to_end_accuracy
+
+if TYPE_CHECKING:
+    # jobs/bench_serving.py compares without Ray.
+    from gemel_ray.serving.local import Service
 
 _PATIENCE_S = 300
 

@@ -49,7 +49,7 @@ def search_operating_points(
     points: list[OperatingPoint] = []
     for target in targets:
         report(f"searching for {100 * target:g} % of the originals' accuracy")
-        aimed = aimed_at(workload, target)
+        aimed = workload.aimed_at(target)
         begun = open_store(store_uri, create=True).read_state(search_name(aimed)) is not None
         try:
             found = search(aimed, store_uri, replace(options, resume=options.resume and begun), report)
@@ -61,12 +61,6 @@ def search_operating_points(
         points.append(_point(target, found))
     open_store(store_uri).set_head(points[-1].release)
     return points
-
-
-def aimed_at(workload: Workload, target: float) -> Workload:
-    """The same workload with another accuracy target for every query."""
-    queries = tuple(query.model_copy(update={"accuracy_target": target}) for query in workload.queries)
-    return workload.model_copy(update={"queries": queries})
 
 
 def _point(target: float, manifest: Manifest) -> OperatingPoint:

@@ -147,6 +147,11 @@ class Workload(Strict):
                 return query
         raise WorkloadError(f"no query {name!r}; {nearest(name, [query.name for query in self.queries])}")
 
+    def aimed_at(self, target: float) -> Workload:
+        """The same with another accuracy target for every query."""
+        queries = tuple(query.model_copy(update={"accuracy_target": target}) for query in self.queries)
+        return self.model_copy(update={"queries": queries})
+
     def content_hash(self) -> str:
         """SHA-256 of what a merge depends on: queries and feeds, not where it runs."""
         content = self.model_dump(mode="json", exclude={"nodes", "name", "defaults"})
