@@ -16,6 +16,7 @@ from typing import Any
 
 import edge_results
 import engine_results
+import gate_results
 import merge_results
 import records
 from tables import percent, rows_of
@@ -188,7 +189,7 @@ def _fallback(row: Sequence[Any] | None) -> str:
 
 
 def merging_page() -> str:
-    """Every cell of bench_merge, and what bench_fallbacks compares."""
+    """Every cell of bench_merge, what bench_fallbacks compares, and what became of what the gate let pass."""
     parts = ["# Merging: every method on every workload", "Written by `python jobs/render_results.py`."]
     for path, record in _read("bench_merge"):
         commands = ", ".join(f"`{command}`" for command in merge_results.commands(record))
@@ -196,6 +197,8 @@ def merging_page() -> str:
     for path, record in _read("bench_fallbacks"):
         parts += ["\n".join(fallbacks(record, workload)) for workload in record["workloads"]]
         parts.append(f"`{record['command']}` ({path.name})")
+    for path, record in _read("bench_gate"):
+        parts += ["\n".join(gate_results.promises(record)), f"`{record['command']}` ({path.name})"]
     return "\n\n".join(parts) + "\n"
 
 
