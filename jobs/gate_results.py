@@ -30,6 +30,19 @@ def promises(record: Record) -> Iterator[str]:
     yield from rows_of(HEADS, [*rows, _row("all", searches, target)])
 
 
+def in_short(record: Record) -> Iterator[str]:
+    """What all searches came to, in a sentence."""
+    target = float(record["options"]["target"])
+    _, candidates, passes, frames, _, gate, later, below_bound, below_target = _row("", record["searches"], target)
+    yield (
+        f"**The gate**: {len(record['searches'])} searches of drawn cameras tried {candidates} candidates, and queries "
+        f"passed {passes} times, on gates of {frames} frames. On {int(record['options']['later']):,} frames that came "
+        f"after the search, {below_target} of these are below their target of {target:g} and {below_bound} below the "
+        f"gate's lower bound (one in twenty may be); on average the gate said {gate.replace('(', '(at least ')}, later "
+        f"frames say {later}."
+    )
+
+
 def _row(name: str, searches: Sequence[Record], target: float) -> tuple[str, ...]:
     passed = [row for search in searches for row in search["passed"]]
     candidates = str(sum(search["candidates"] for search in searches))

@@ -152,6 +152,7 @@ def merging_in_short(found: Sequence[Record]) -> str:
 
 
 RENDERERS = {
+    "bench_gate": gate_results.in_short,
     "bench_order": ordering,
     "bench_serving": engine_results.serving,
     "bench_edge": edge,
