@@ -10,27 +10,31 @@ Here each is held against frames that nobody had seen. One thread, no Ray.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import records
 import torch
 from merge_methods import Setting, ours
 from torch import nn
 
+from gemel_ray.merging.starting import originals_of_workload
 from gemel_ray.policy.search_state import SearchSettings
+from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Query, Workload, parse_workload
-from gemel_ray.training.data import QueryData, SplitData, read_workload_data, run_model, score, stacked, with_teacher
+from gemel_ray.training.data import read_workload_data, run_model, with_teacher
 from gemel_ray.training.fleet import train_fleet
 from gemel_ray.training.releases import publish_originals
-from gemel_ray.vision.checkpoints import load_weights, put_state
+from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.feeds import open_feed
-from gemel_ray.vision.feeds.labels import class_of
-from gemel_ray.vision.models import build_model
+from gemel_ray.vision.metrics import compare
+from gemel_ray.vision.models import build_model, training_device
+from gemel_ray.vision.tasks import Image, Task, task_for
 from gemel_ray.weights.models import BlobReader, load_state
 from gemel_ray.weights.store import Store, open_store
 
@@ -62,10 +66,7 @@ def originals(workload: Workload, options: argparse.Namespace, folder: Path) -> 
         workload, folder / "originals", steps=150, seed=options.seed, family=not options.strangers, parallel=1,
         report=lambda _line: None,
     )  # fmt: skip
-    models = {query.name: build_model(query.model) for query in workload.queries}
-    for query in workload.queries:
-        load_weights(models[query.name], query.model)
-    return models
+    return originals_of_workload(workload, allow_factories=False)
 
 
 def search(
@@ -80,16 +81,20 @@ def search(
     return root, len(list(ours(setting)))
 
 
-def later_frames(workload: Workload, query: Query, models: dict[str, nn.Module], more: int) -> QueryData:
-    """Frames of a query's camera from where its feed ended, with its original's answers."""
-    feed = workload.feeds[query.feed]
-    frames = list(open_feed(query.feed, feed.model_copy(update={"frames": feed.frames + more})).frames())[feed.frames :]
-    data = QueryData(query)
-    classes = [class_of(frame, query.model.classes) or "" for frame in frames]
-    labels = torch.tensor([query.model.classes.index(found) for found in classes]).numpy()
-    split = SplitData(stacked([data.task.pixels(frame.image) for frame in frames]), labels)
-    logits, answers = run_model(models[query.name], data.task, split.images)
-    return QueryData(query, {"gate": SplitData(split.images, labels, logits=logits, answers=tuple(answers))})
+class Later(NamedTuple):
+    """Frames of a query's camera from where its feed ended, and its original's answers."""
+
+    task: Task
+    images: list[Image]
+    reference: list[Answer]
+
+
+def later_frames(workload: Workload, query: Query, original: nn.Module, more: int) -> Later:
+    """So many of them."""
+    feed, task = workload.feeds[query.feed], task_for(query.model)
+    longer = open_feed(query.feed, feed.model_copy(update={"frames": feed.frames + more}))
+    images = [task.pixels(frame.image) for frame in itertools.islice(longer.frames(), feed.frames, None)]
+    return Later(task, images, run_model(original, task, images)[1])
 
 
 def passed(store: Store, root: Manifest) -> Iterator[tuple[Manifest, str]]:
@@ -104,18 +109,20 @@ def passed(store: Store, root: Manifest) -> Iterator[tuple[Manifest, str]]:
 
 
 @torch.inference_mode()
-def rows_of(store: Store, root: Manifest, later: dict[str, QueryData]) -> Iterator[Row]:
+def compared(store: Store, root: Manifest, later: Mapping[str, Later]) -> Iterator[Row]:
     """What the gate said, and what later frames say."""
+    read = BlobReader(store)
     for manifest, name in passed(store, root):
         released = manifest.queries[name]
         assert released.accuracy is not None, "a merged query was measured"
         model = build_model(released.query.model)
-        put_state(model, load_state(BlobReader(store), released.weights, released.slices))
-        _, answers = run_model(model, later[name].task, later[name].splits["gate"].images)
-        estimate, lower_bound = released.accuracy.held
+        put_state(model, load_state(read, released.weights, released.slices))
+        task, images, reference = later[name]
+        found = compare(reference, run_model(model.to(training_device()), task, images)[1])
         yield {
             "release": manifest.release, "query": name, "gate_frames": released.accuracy.gate_frames,
-            "estimate": estimate, "lower_bound": lower_bound, "later": score(later[name], "gate", answers).estimate,
+            "estimate": released.accuracy.agreement, "lower_bound": released.accuracy.lower_bound,
+            "later": found.estimate,
             "saved_fraction": 1 - manifest.bytes_after / manifest.bytes_before,
         }  # fmt: skip
 
@@ -127,8 +134,10 @@ def one_search(number: int, options: argparse.Namespace) -> Row:
         models = originals(workload, options, Path(folder))
         store = open_store(str(Path(folder) / "store"), create=True)
         root, candidates = search(workload, models, store, options)
-        later = {query.name: later_frames(workload, query, models, options.later) for query in workload.queries}
-        return {"candidates": candidates, "passed": list(rows_of(store, root, later))}
+        later = {
+            query.name: later_frames(workload, query, models[query.name], options.later) for query in workload.queries
+        }
+        return {"candidates": candidates, "passed": list(compared(store, root, later))}
 
 
 def main() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from tables import rows_of
+from tables import percent, rows_of
 
 Record = Mapping[str, Any]
 
@@ -14,6 +14,7 @@ HEADS = (
     "search", "candidates", "passes", "gate frames", "saved", "gate, mean (bound)", "later frames, mean",
     "below the bound", "below the target",
 )  # fmt: skip
+_MEANS = ("gate_frames", "estimate", "lower_bound", "later")
 
 
 def promises(record: Record) -> Iterator[str]:
@@ -30,36 +31,60 @@ def promises(record: Record) -> Iterator[str]:
     yield from rows_of(HEADS, [*rows, _row("all", searches, target)])
 
 
+class _Held(NamedTuple):
+    """What the gate let pass, and what later frames say of it; means over all passes."""
+
+    passes: int
+    gate_frames: float
+    estimate: float
+    lower_bound: float
+    later: float
+    below_bound: int
+    below_target: int
+
+
 def in_short(record: Record) -> Iterator[str]:
     """What all searches came to, in a sentence."""
-    target = float(record["options"]["target"])
-    _, candidates, passes, frames, _, gate, later, below_bound, below_target = _row("", record["searches"], target)
+    target, searches = float(record["options"]["target"]), record["searches"]
+    if (held := _held(searches, target)) is None:
+        return
     yield (
-        f"**The gate**: {len(record['searches'])} searches of drawn cameras tried {candidates} candidates, and queries "
-        f"passed {passes} times, on gates of {frames} frames. On {int(record['options']['later']):,} frames that came "
-        f"after the search, {below_target} of these are below their target of {target:g} and {below_bound} below the "
-        f"gate's lower bound (one in twenty may be); on average the gate said {gate.replace('(', '(at least ')}, later "
-        f"frames say {later}."
+        f"**The gate**: {len(searches)} searches of drawn cameras tried {_candidates(searches)} candidates, and "
+        f"queries passed {held.passes} times, on gates of {held.gate_frames:.0f} frames. On "
+        f"{int(record['options']['later']):,} frames that came after the search, {held.below_target} of these are "
+        f"below their target of {target:g} and {held.below_bound} below the gate's lower bound (one in twenty may be); "
+        f"on average the gate said {held.estimate:.3f} (at least {held.lower_bound:.3f}), later frames say "
+        f"{held.later:.3f}."
     )
+
+
+def _held(searches: Sequence[Record], target: float) -> _Held | None:
+    """None where nothing passed."""
+    passed = [row for search in searches for row in search["passed"]]
+    if not passed:
+        return None
+    means = {key: statistics.fmean(row[key] for row in passed) for key in _MEANS}
+    below_bound = sum(row["later"] < row["lower_bound"] for row in passed)
+    return _Held(len(passed), **means, below_bound=below_bound, below_target=sum(r["later"] < target for r in passed))
+
+
+def _candidates(searches: Sequence[Record]) -> int:
+    return sum(search["candidates"] for search in searches)
 
 
 def _row(name: str, searches: Sequence[Record], target: float) -> tuple[str, ...]:
-    passed = [row for search in searches for row in search["passed"]]
-    candidates = str(sum(search["candidates"] for search in searches))
-    if not passed:
+    candidates = str(_candidates(searches))
+    if (held := _held(searches, target)) is None:
         return (name, candidates, "0", *["–"] * (len(HEADS) - 3))
-    estimate, bound, later = (
-        statistics.fmean(row[key] for row in passed) for key in ("estimate", "lower_bound", "later")
-    )
     saved = statistics.fmean(max((row["saved_fraction"] for row in search["passed"]), default=0) for search in searches)
     return (
         name,
         candidates,
-        str(len(passed)),
-        f"{statistics.fmean(row['gate_frames'] for row in passed):.0f}",
-        f"{100 * saved:.1f} %",
-        f"{estimate:.3f} ({bound:.3f})",
-        f"{later:.3f}",
-        str(sum(row["later"] < row["lower_bound"] for row in passed)),
-        str(sum(row["later"] < target for row in passed)),
+        str(held.passes),
+        f"{held.gate_frames:.0f}",
+        percent(saved),
+        f"{held.estimate:.3f} ({held.lower_bound:.3f})",
+        f"{held.later:.3f}",
+        str(held.below_bound),
+        str(held.below_target),
     )

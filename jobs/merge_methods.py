@@ -27,7 +27,7 @@ from gemel_ray.training.trial import Trial
 from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.models import build_model, task_of
-from gemel_ray.weights.models import BlobReader, load_state
+from gemel_ray.weights.models import load_state, reader_of
 from gemel_ray.weights.store import Store
 
 Row = dict[str, Any]
@@ -121,10 +121,10 @@ def merged_bf16(setting: Setting) -> Iterator[Row]:
     """Our search, and its result in half of the bits."""
     yield from ours(setting)
     head = setting.store.manifest(max(setting.store.releases()))
-    gates = {}
+    gates, read = {}, reader_of(setting.store, head.queries.values())
     for query, released in head.queries.items():
         model = build_model(released.query.model, allow_factories=True)
-        put_state(model, load_state(BlobReader(setting.store), released.weights, released.slices))
+        put_state(model, load_state(read, released.weights, released.slices))
         gates[query] = _gate(setting, query, _rounded(model))
     yield _plain_row("merged, in bf16", 1 - head.bytes_after / head.bytes_before / 2, gates)
 

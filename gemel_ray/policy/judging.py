@@ -20,7 +20,7 @@ Outcomes = Mapping[int, Outcome]
 
 def winner(state: SearchState, outcomes: Outcomes) -> Candidate | None:
     """The round's candidate to accept: most bytes saved among those that passed; the first of equals."""
-    passed = [each for each in state.round if outcomes[each.number].passed and not _is_ruled_out(state, each, outcomes)]
+    passed = [each for each in state.round if _has_passed(state, each, outcomes)]
     return max(passed, key=lambda candidate: candidate.configuration.saved_bytes, default=None)
 
 

@@ -187,8 +187,7 @@ def _wholes(state: SearchState) -> tuple[Addition, ...]:
 
 def _with_and_without_hardest(state: SearchState, rest: Addition) -> Sequence[Addition]:
     failure = state.failed.get(fingerprint(state.accepted.joined(rest)))
-    is_vain = state.trains and failure is not None and is_hopeless(failure)
-    return () if is_vain else (rest, without_hardest(rest))
+    return () if failure is not None and is_hopeless(failure) else (rest, without_hardest(rest))
 
 
 def _widest(state: SearchState) -> Addition:

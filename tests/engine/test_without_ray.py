@@ -9,7 +9,7 @@ import pytest
 JOBS = Path(__file__).parents[2] / "jobs"
 
 
-@pytest.mark.parametrize("job", ["bench_merge", "bench_serving", "bench_stems", "bench_swap"])
+@pytest.mark.parametrize("job", ["bench_gate", "bench_merge", "bench_serving", "bench_stems", "bench_swap"])
 def test_a_benchmark_needs_no_ray(tmp_path, monkeypatch, job):
     (tmp_path / "ray.py").write_text("raise ImportError('there is no Ray')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
