@@ -146,7 +146,7 @@ def _fill(parts: Iterable[torch.Tensor], file: FileIO) -> None:
     """Read on into one part of memory after the other, many of them in one call."""
     left = [part.numpy().data for part in parts if part.numel()]
     while left:
-        count = os.readv(file.fileno(), left[:_MOST_PARTS])
+        count = _read_on(left[:_MOST_PARTS], file)
         if not count:
             short_bytes = sum(len(view) for view in left)
             raise CorruptBlobError(f"{file.name} ends {short_bytes} bytes early; fetch it from the store again")
@@ -154,3 +154,11 @@ def _fill(parts: Iterable[torch.Tensor], file: FileIO) -> None:
             count -= len(left.pop(0))
         if left:
             left[0] = left[0][count:]
+
+
+def _read_on(parts: Sequence[memoryview], file: FileIO) -> int:
+    """How many bytes came. What a failing disk no longer gives may be had from the store again."""
+    try:
+        return os.readv(file.fileno(), parts)
+    except OSError as error:
+        raise MissingBlobError(f"{file.name} cannot be read ({error.strerror}); fetch it again") from error

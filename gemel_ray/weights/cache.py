@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, StoreError
+from gemel_ray.spec.errors import MissingBlobError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
 from gemel_ray.weights.files import Files
@@ -108,7 +108,8 @@ class LocalCache:
             self._held.read_blob(sha)
         except MissingBlobError:
             return False
-        except CorruptBlobError as error:
+        except StoreError as error:
+            # Damaged, or on a part of the disk that fails: written anew, it lies elsewhere.
             _log.warning("fetching a blob again: %s", error)
             return False
         return True

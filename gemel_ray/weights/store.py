@@ -62,14 +62,21 @@ class Store:
     # blobs
 
     def put_blob(self, data: bytes) -> str:
-        """Store bytes under their SHA-256 and return it. A damaged leftover of that name is replaced."""
+        """Store bytes under their SHA-256 and return it. A leftover of that name that is damaged, or cannot be read, is
+        replaced."""
         sha = hashlib.sha256(data).hexdigest()
         name = blob_name(sha)
-        if self._files.read(name) != data:
+        if not self._holds(name, data):
             self._files.write(name, data)
         elif self._files.age_s(name) > _FRESH_S:
             self._files.freshen(name)
         return sha
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return self._files.read(name) == data
+        except StoreError:
+            return False
 
     def has_blob(self, sha: str) -> bool:
         """Whether the store holds a blob of that name; its bytes are not looked at."""

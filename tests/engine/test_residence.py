@@ -5,6 +5,7 @@ import mmap
 import os
 import random
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError
 
 BIG = 16_000_000
 STATM = Path("/proc/self/statm")
+# Linux gives an input/output error to whoever reads the first page of a process's memory, as a failing disk does.
+UNREADABLE = Path("/proc/self/mem")
 needs_proc = pytest.mark.skipif(not STATM.exists(), reason="reads the process's size from /proc")
 
 
@@ -232,6 +235,16 @@ def test_a_file_that_is_gone_is_missing(blob):
         open_blob(blob.path)
     with pytest.raises(MissingBlobError):
         Residence(torch.device("cpu")).load("a", blob, blob.data_bytes)
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that gives an input/output error")
+def test_a_file_that_the_disk_no_longer_gives_is_missing_and_leaves_nothing(blob):
+    blob.path.unlink()
+    blob.path.symlink_to(UNREADABLE)
+    residence = Residence(torch.device("cpu"))
+    with pytest.raises(MissingBlobError, match=r"cannot be read \(Input/output error\); fetch it again"):
+        residence.load("a", replace(blob, data_offset=0), blob.data_bytes)
+    assert residence.weights == ()
 
 
 def is_cached(path):

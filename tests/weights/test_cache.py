@@ -10,6 +10,9 @@ from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, StoreError
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.store import open_store
 
+# Linux gives an input/output error to whoever reads the first page of a process's memory, as a failing disk does.
+UNREADABLE = Path("/proc/self/mem")
+
 
 @pytest.fixture
 def cache(store, tmp_path):
@@ -34,6 +37,16 @@ def test_a_damaged_copy_is_fetched_again(cache, store, damage):
     _, sha = publish(store)
     cache.fetch(sha).write_bytes(damage)
     assert cache.fetch(sha).read_bytes() == b"weights"
+
+
+@pytest.mark.skipif(not UNREADABLE.exists(), reason="needs a file that gives an input/output error")
+def test_a_copy_that_the_disk_no_longer_gives_is_fetched_again(cache, store):
+    _, sha = publish(store)
+    path = cache.fetch(sha)
+    path.unlink()
+    path.symlink_to(UNREADABLE)
+    assert cache.fetch(sha).read_bytes() == b"weights"
+    assert not path.is_symlink()
 
 
 def test_what_is_here_needs_no_store(cache, store):
