@@ -23,15 +23,14 @@ import records
 import torch
 from torch import nn
 
+from gemel_ray.merging.starting import originals_of_workload
 from gemel_ray.spec.layers import LayerGroup
 from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.trials import Objective, Start
 from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.joint import JointRetraining, RetrainOptions
-from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.inspection import analyze
-from gemel_ray.vision.models import build_model
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 # Nothing gets there before its steps are over.
@@ -124,9 +123,7 @@ def tried(
 def bench(workload: Workload, options: argparse.Namespace) -> Iterator[list[Any]]:
     """Rows as in COLUMNS."""
     aimed = workload.aimed_at(_OUT_OF_REACH)
-    models = {query.name: build_model(query.model, allow_factories=True) for query in aimed.queries}
-    for query in aimed.queries:
-        load_weights(models[query.name], query.model)
+    models = originals_of_workload(aimed, allow_factories=True)
     data = {name: with_teacher(part, models[name]) for name, part in read_workload_data(aimed).items()}
     groups = analyze(workload, allow_factories=True).groups
     for name, layers in additions_of(groups, workload, options.first):

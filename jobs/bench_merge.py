@@ -24,6 +24,7 @@ import torch
 from merge_methods import BY_LABELS, METHODS, Setting
 from torch import nn
 
+from gemel_ray.merging.starting import originals_of_workload
 from gemel_ray.policy.grouping import group_repeats, group_slices_in_sets
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.layers import LayerGroup
@@ -32,9 +33,7 @@ from gemel_ray.spec.workload import Judge, Workload, load_workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.fleet import train_fleet
 from gemel_ray.training.releases import publish_originals
-from gemel_ray.vision.checkpoints import load_weights
 from gemel_ray.vision.inspection import analyze
-from gemel_ray.vision.models import build_model
 from gemel_ray.weights.store import open_store
 
 Cell = dict[str, Any]
@@ -74,9 +73,7 @@ def _saved(groups: Sequence[LayerGroup]) -> int:
 
 def cells_of(workload: Workload, record: dict[str, Any], options: argparse.Namespace, path: Path) -> None:
     """Run every cell that the record lacks, or that is to be run again, and write the record after each."""
-    models = {query.name: build_model(query.model, allow_factories=True) for query in workload.queries}
-    for query in workload.queries:
-        load_weights(models[query.name], query.model)
+    models = originals_of_workload(workload, allow_factories=True)
     frames = {name: with_teacher(part, models[name]) for name, part in read_workload_data(workload).items()}
     for target in options.targets:
         aimed = judged(workload.aimed_at(target), options.judged_by)

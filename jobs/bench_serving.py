@@ -35,6 +35,7 @@ from gemel_ray.spec.units import format_bytes, parse_bytes
 from gemel_ray.spec.workload import load_workload
 from gemel_ray.training.data import read_workload_data
 from gemel_ray.weights.cache import LocalCache
+from gemel_ray.weights.maintenance import originals_of
 from gemel_ray.weights.store import Store, open_store
 
 # Enough for every model and its workspace.
@@ -129,9 +130,7 @@ def bench(
 ) -> tuple[dict[str, list[DeviceProfile]], list[dict[str, Any]]]:
     """Every case, every run, interleaved so that a noisy minute hits all of them."""
     merged = store.manifest(options.release)
-    originals = merged
-    while originals.parent is not None:
-        originals = store.manifest(originals.parent)
+    originals = originals_of(store, merged)
     manifests = {"originals": cache.pull(originals.release), "merged": cache.pull(merged.release)}
     profiles: dict[str, list[DeviceProfile]] = {}
     rows = []

@@ -106,7 +106,7 @@ def dedup(setting: Setting) -> Iterator[Row]:
     for model in setting.models.values():
         for tensor in model.state_dict().values():
             held = tensor.numel() * tensor.element_size()
-            content = tensor.numpy().tobytes()
+            content = tensor.cpu().numpy().tobytes()
             saved, total = saved + held * (content in seen and held > 1024), total + held
             seen.add(content)
     yield _plain_row("bit-identical tensors", saved / total, {query: (1.0, 1.0) for query in setting.models})

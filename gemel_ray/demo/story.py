@@ -30,6 +30,7 @@ from gemel_ray.spec.workload import Workload, load_workload
 from gemel_ray.training.data import QueryData, read_workload_data
 from gemel_ray.training.fleet import Original, train_fleet
 from gemel_ray.vision.inspection import analyze
+from gemel_ray.weights.maintenance import originals_of
 from gemel_ray.weights.store import Store, open_store
 
 Report = Callable[[str], None]
@@ -93,7 +94,7 @@ def run_demo(options: DemoOptions, report: Report) -> dict[str, Any]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     with ray_session():
         merged = _search(workload, data, store, options, effort, tell)
-        first = _root(store, merged)
+        first = originals_of(store, merged)
         played = _compare(workload, data, store, (first, merged), effort, tell)
     document = _document(workload, path, originals, merged, played, options) | {"seconds": time.monotonic() - began_s}
     (options.folder / "result.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
@@ -133,13 +134,6 @@ def _search(
     )
     tell(f"release {found.release}: {format_bytes(found.bytes_before)} became {format_bytes(found.bytes_after)}")
     return found
-
-
-def _root(store: Store, manifest: Manifest) -> Manifest:
-    """The release of the originals that a release descends from."""
-    while manifest.parent is not None:
-        manifest = store.manifest(manifest.parent)
-    return manifest
 
 
 def _compare(

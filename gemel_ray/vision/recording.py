@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
 
 from gemel_ray.policy.splits import split_frames
 from gemel_ray.spec.answers import Answer
@@ -21,7 +20,8 @@ from gemel_ray.vision.feeds.labels import class_of
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.seen import end_to_end_accuracy
 from gemel_ray.vision.tasks import Image, task_for
-from gemel_ray.weights.models import BlobReader, load_state
+from gemel_ray.weights.maintenance import originals_of
+from gemel_ray.weights.models import load_state, reader_of
 from gemel_ray.weights.store import Store
 
 _BATCH = 32
@@ -62,19 +62,15 @@ def record_answers(
 ) -> Recording:
     """Run the originals, which are the release's first ancestor, and the release's models on frames that no training
     has seen (the gate's), `most_frames` of each feed at most. Raises FeedError for a feed without any such frame."""
-    originals = manifest
-    while originals.parent is not None:
-        originals = store.manifest(originals.parent)
+    originals = originals_of(store, manifest)
     asked = {query.name: query for query in workload.queries}
     if unknown := manifest.queries.keys() - asked.keys():
         raise InputError(f"the workload asks nothing like query {min(unknown)!r} of release {manifest.release}")
+    before, after = (_Models(store, release, allow_factories) for release in (originals, manifest))
     queries = {}
     for name in manifest.queries:
         frames = _unseen_frames(workload, asked[name], most_frames)
-        queries[name] = Recorded(
-            original=_answers(store, originals, name, frames, allow_factories),
-            merged=_answers(store, manifest, name, frames, allow_factories),
-        )
+        queries[name] = Recorded(original=before.answers(name, frames), merged=after.answers(name, frames))
     return Recording(manifest.release, queries)
 
 
@@ -112,22 +108,25 @@ def _unseen_frames(workload: Workload, query: Query, most: int) -> list[Image]:
     return unseen
 
 
-@torch.inference_mode()
-def _answers(
-    store: Store, manifest: Manifest, name: str, frames: Sequence[Image], allow_factories: bool
-) -> tuple[Answer, ...]:
-    released = manifest.queries[name]
-    model: nn.Module = build_model(released.query.model, allow_factories=allow_factories)
-    fit_state(
-        model,
-        load_state(BlobReader(store), released.weights, released.slices),
-        source=f"release {manifest.release}, {name}",
-    )
-    device = training_device()
-    model.to(device).eval()
-    task = task_for(released.query.model, released.query.score_threshold)
-    answers: list[Answer] = []
-    for begin in range(0, len(frames), _BATCH):
-        batch = list(frames[begin : begin + _BATCH])
-        answers += task.answers(model(task.prepare(batch, device)), batch)
-    return tuple(answers)
+class _Models:
+    """A release's models, one after the other; what they share is read once."""
+
+    def __init__(self, store: Store, manifest: Manifest, allow_factories: bool) -> None:
+        self._manifest = manifest
+        self._allow_factories = allow_factories
+        self._reader = reader_of(store, manifest.queries.values())
+
+    @torch.inference_mode()
+    def answers(self, name: str, frames: Sequence[Image]) -> tuple[Answer, ...]:
+        """What one query's model answers to each frame."""
+        released, device = self._manifest.queries[name], training_device()
+        model = build_model(released.query.model, allow_factories=self._allow_factories)
+        state = load_state(self._reader, released.weights, released.slices)
+        fit_state(model, state, source=f"release {self._manifest.release}, {name}")
+        model.to(device).eval()
+        task = task_for(released.query.model, released.query.score_threshold)
+        answers: list[Answer] = []
+        for begin in range(0, len(frames), _BATCH):
+            batch = list(frames[begin : begin + _BATCH])
+            answers += task.answers(model(task.prepare(batch, device)), batch)
+        return tuple(answers)
