@@ -9,6 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from gemel_ray.api.results import (
     AnalyzedWorkload,
     LoadedWorkload,
@@ -19,6 +21,8 @@ from gemel_ray.api.results import (
     as_release,
 )
 from gemel_ray.spec import workload as workload_files
+from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.strict import explain
 from gemel_ray.spec.workload import Workload
 
 if TYPE_CHECKING:
@@ -36,6 +40,8 @@ def analyze(workload: WorkloadOrFile, *, rule: Rule = "exact", allow_factories: 
     """What the workload's models could share at most; no weights are allocated."""
     from gemel_ray.vision import inspection
 
+    if rule not in ("exact", "shape"):
+        raise InputError(f"rule {rule!r} is not a signature rule; choose exact or shape")
     found = inspection.analyze(_loaded(workload), rule=rule, allow_factories=allow_factories)
     return AnalyzedWorkload(**{each.name: getattr(found, each.name) for each in fields(found)})
 
@@ -73,9 +79,12 @@ def search(
     from gemel_ray.merging.searching import search as run_search
     from gemel_ray.policy.search_state import SearchSettings
 
+    try:
+        settings = SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin)
+    except ValidationError as error:
+        raise InputError(f"this is no search:\n{explain(error, SearchSettings)}") from error
     options = SearchOptions(
-        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, minutes=minutes, resume=resume,
-        settings=SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin),
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, minutes=minutes, resume=resume, settings=settings,
         allow_factories=allow_factories,
     )  # fmt: skip
     return as_release(run_search(_loaded(workload), str(store), options, progress))

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -23,15 +22,14 @@ from gemel_ray.cli.common import AsJson, show_result
 from gemel_ray.cli.progress import working
 from gemel_ray.cli.render import Document, table
 from gemel_ray.engine.host_memory import host_memory_bytes
-from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.units import format_bytes
+from gemel_ray.weights.reaching import check_ray_address
 
 _DISTRIBUTION = "gemel-ray"
 _GIB = 2**30
 _SERVE_PORT = 8000
 _PATIENCE_S = 3.0
-# Where a cluster listens by default, by the scheme of its address.
-_RAY_PORTS = {"ray": 10001, "http": 8265, "https": 443}
 _SHM = Path("/dev/shm")
 _BUILD = "install a CUDA build of torch that suits driver and device (nvidia-smi shows them): https://pytorch.org"
 # Ray names its Unix sockets like this below its folder, and an address of one has 107 bytes at most.
@@ -279,11 +277,9 @@ def _ray_address(address: str) -> Finding:
         return Finding("RAY_ADDRESS", "ok", "is not set: each command starts a Ray of its own")
     if address == "auto":
         return Finding("RAY_ADDRESS", "ok", "auto: a cluster on this machine is joined, if one runs")
-    remedy = "start that cluster (`ray start --head`), correct the address, or unset RAY_ADDRESS"
     try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        port = parts.port or _RAY_PORTS.get(parts.scheme, 6379)
-        socket.create_connection((parts.hostname or "", port), _PATIENCE_S).close()
-    except (OSError, ValueError) as error:
-        return Finding("RAY_ADDRESS", "problem", f"{address} cannot be reached: {error}", remedy)
+        check_ray_address(address)
+    except InputError as error:
+        shown, _, remedy = str(error).removeprefix("RAY_ADDRESS ").partition("; ")
+        return Finding("RAY_ADDRESS", "problem", shown, remedy)
     return Finding("RAY_ADDRESS", "ok", f"{address} answers")

@@ -60,7 +60,7 @@ def originals(
     parallel: Annotated[
         int | None, typer.Option(min=1, help="Models trained at once; as many as there are processors without it.")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     family: Annotated[bool, typer.Option(help="Fine-tune models of one architecture from a common ancestor.")] = True,
     as_json: AsJson = False,
     allow_factories: AllowFactories = False,
@@ -126,7 +126,7 @@ def search(
     apart: Annotated[
         str | None, typer.Option(help="With --from-release: queries that share nothing at first, such as a,b.")
     ] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     resume: Annotated[bool, typer.Option(help="Take up an interrupted search of this workload.")] = False,
     as_json: AsJson = False,
     allow_factories: AllowFactories = False,

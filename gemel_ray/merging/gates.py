@@ -24,6 +24,12 @@ def check_gates(data: Mapping[str, QueryData], gate_margin: float, report: Calla
         raise SmallGateError("; ".join(problems.values()))
     for problem in problems.values():
         report(f"{problem}; it will share nothing")
+    for part in data.values():
+        if unseen := _unseen(part):
+            report(
+                f"query {part.query.name!r}: no frame of its gate {unseen}, so that no merged model is tested on it; "
+                f"give feed {part.query.feed!r} more frames"
+            )
     return list(problems)
 
 
@@ -38,6 +44,18 @@ def _problem(data: QueryData, gate_margin: float) -> str | None:
         f"is surely above {best:.3f}, and accuracy_target - --gate-margin is {needed:.3f}; give feed {query.feed!r} "
         f"more frames, or say --gate-margin {_rounded_up(query.accuracy_target - best)}"
     )
+
+
+def _unseen(data: QueryData) -> str:
+    """Of a classifier: a class that what it is held against never has on the gate."""
+    gate, classes = data.splits["gate"], data.query.model.classes
+    if data.query.judged_by == "labels":
+        seen, done = {classes[label] for label in gate.labels.tolist() if label >= 0}, "is labelled"
+    else:
+        seen = {answer.label for answer in gate.answers if isinstance(answer, Classified)}
+        done = "is answered by the original with"
+    missing = [label for label in classes if seen and label not in seen]
+    return f"{done} {missing[0]!r}" if missing else ""
 
 
 def _rarest(data: QueryData) -> str:

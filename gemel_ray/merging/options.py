@@ -12,6 +12,7 @@ from torch import nn
 from gemel_ray.policy.grouping import group_layers, group_repeats, group_slices_in_sets, independent_sets
 from gemel_ray.policy.search import begin
 from gemel_ray.policy.search_state import SearchSettings, SearchState
+from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.layers import LayerGroup, ModelInventory
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Manifest
@@ -47,6 +48,32 @@ class SearchOptions:
     apart: tuple[str, ...] = ()
     # Where to keep what Tune writes of every trial (TensorBoard, JSON lines, CSV); nowhere without it.
     logs: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises InputError for a value that no search could go by."""
+        for name, least in {"parallel": 1, "gpus": 0, "seed": 0, "minutes": 0, "epochs": 0}.items():
+            if not getattr(self, name) >= least:
+                raise InputError(f"--{name} {getattr(self, name)} is too little; give {least} or more")
+        if not 0 < self.cpus < math.inf:
+            raise InputError(f"--cpus {self.cpus}: a trial needs some; give 1, or a fraction such as 0.5")
+
+
+def choices(options: SearchOptions) -> dict[str, str | int | float | bool | None]:
+    """What decides what a search comes to, by the option's name."""
+    settings = options.settings
+    return {
+        "trials": settings.max_trials,
+        "steps": settings.max_steps,
+        "epochs": None if math.isinf(options.epochs) else options.epochs,
+        "gate-margin": settings.gate_margin,
+        "objective": settings.objective,
+        "start": settings.start,
+        "delta-rank": settings.delta_rank,
+        "views": settings.views,
+        "paper": options.paper,
+        "slices": options.slices,
+        "seed": options.seed,
+    }
 
 
 def bounded(options: SearchOptions, frames: Mapping[str, QueryData]) -> SearchOptions:

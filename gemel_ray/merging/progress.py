@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from gemel_ray.policy.evidence import Prediction, judged
 from gemel_ray.policy.judging import is_superseded, winner
 from gemel_ray.policy.search import advance, is_finished
 from gemel_ray.policy.search_state import PHASES, SearchState
-from gemel_ray.spec.errors import SearchError
+from gemel_ray.spec.errors import MissingReleaseError, SearchError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.trials import SUPERSEDED, Candidate, Outcome
 from gemel_ray.training.releases import publish_candidate
@@ -73,9 +73,11 @@ class Progress:
         root: int,
         outcomes: Mapping[str, Sequence[Outcome]] | None = None,
         history: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`root` is the release of the originals that the search began with."""
+        """`root` is the release of the originals that the search began with; `options`, how it was told to go."""
         self.store, self.name, self.root = store, name, root
+        self.options = dict(options or {})
         self.history = list(history)
         self._sets = {state.name: _SetProgress(state, (outcomes or {}).get(state.name, ())) for state in states}
         for part in self._sets.values():
@@ -91,13 +93,13 @@ class Progress:
             states = [SearchState.model_validate(state) for state in saved["states"]]
             outcomes = {key: [Outcome.model_validate(o) for o in found] for key, found in saved["outcomes"].items()}
             root, history = saved["root"], saved["history"]
-        except (ValidationError, KeyError) as error:
-            what = ".".join(map(str, error.errors()[0]["loc"])) if isinstance(error, ValidationError) else error.args[0]
+        except (ValidationError, KeyError, TypeError, AttributeError) as error:
             raise SearchError(
-                f"{store.locate()}: the state of search {name!r} is damaged, or of another version (see {what!r}); "
-                "search again without --resume: what was released stays"
+                f"{store.locate()}: the state of search {name!r} is damaged, or of another version (see "
+                f"{_where(error)}); search again without --resume: what was released stays"
             ) from error
-        return cls(store, name, states, root=root, outcomes=outcomes, history=history)
+        options = saved.get("options")
+        return cls(store, name, states, root=root, outcomes=outcomes, history=history, options=options)
 
     @property
     def is_finished(self) -> bool:
@@ -119,19 +121,27 @@ class Progress:
         failed = [row for row in self.history if row.get("shortfall") is not None]
         if not failed or any(row["passed"] for row in self.history):
             return None
+        more = " more" if self.latest().merge_configuration.shared else ""
         row = min(failed, key=lambda each: each["shortfall"])
         short = (
             f"{row['shortfall']:.3f} below its target" if row["shortfall"] > 0 else "above its target, not surely so"
         )
         return (
-            f"nothing could be shared. Nearest came {row['label']!r}: {row['reason']}, the worst of "
-            f"{', '.join(row['objectors'])} {short}. More --steps, a larger --gate-margin, more frames or a lower "
-            "accuracy_target may let it pass"
+            f"nothing{more} could be shared. Nearest came {row['label']!r}: {row['reason']}, the worst of "
+            f"{', '.join(row['objectors'])} {short}. More --steps, {_wider(row)}more frames or a lower accuracy_target "
+            "may let it pass"
         )
 
     def latest(self) -> Manifest:
-        """The last release that this search has published."""
-        return self.store.manifest(max([self.root, *self._published().values()]))
+        """The last release that this search has published. SearchError where it was removed since."""
+        number = max([self.root, *self._published().values()])
+        try:
+            return self.store.manifest(number)
+        except MissingReleaseError as error:
+            raise SearchError(
+                f"release {number}, which search {self.name!r} had come to, was removed ({error}); leave out --resume "
+                "to search anew"
+            ) from error
 
     def next_candidate(self) -> Candidate | None:
         """The next candidate of any set's round, None when all of them are being tried.
@@ -170,25 +180,35 @@ class Progress:
         published = self._published()
         if (won.model_set, won.number) in published:
             return published[won.model_set, won.number]
-        manifest = publish_candidate(self.store, self.latest(), won, outcome, search=self.name)
+        manifest = publish_candidate(self.store, self.latest(), won, outcome, search=self.name, root=self._originals())
         saved = 1 - manifest.bytes_after / manifest.bytes_before
         _log.info("release %d: %s, %.1f %% of all bytes saved", manifest.release, won.label, 100 * saved)
         return manifest.release
 
+    def _originals(self) -> Manifest | None:
+        """What the search began with, if these were the originals and not what an earlier release had merged."""
+        root = self.store.manifest(self.root)
+        return root if root.parent is None else None
+
     def _published(self) -> dict[tuple[str, int], int]:
-        """Releases of this search by set and candidate."""
+        """Releases of this search by set and candidate: those of its name that come of its root."""
         found: dict[tuple[str, int], int] = {}
-        for number in self.store.releases():
-            if number > self.root:
-                trial = self.store.manifest(number).provenance.trial
-                if trial.get("search") == self.name:
-                    found[str(trial["model_set"]), int(trial["candidate"] or 0)] = number
+        for number in [number for number in self.store.releases() if number > self.root]:
+            manifest = self.store.manifest(number)
+            trial = manifest.provenance.trial
+            if trial.get("search") == self.name and self._is_ours(manifest, {self.root, *found.values()}):
+                found[str(trial["model_set"]), int(trial["candidate"] or 0)] = number
         return found
+
+    def _is_ours(self, manifest: Manifest, ours: Collection[int]) -> bool:
+        """Another search of the workload has a root of its own. What lies between may have been removed."""
+        return manifest.parent in ours or self.root in self.store.lineage(manifest.release)
 
     def save(self) -> None:
         """Write down where the search is."""
         document = {
             "root": self.root,
+            "options": self.options,
             "states": [part.state.model_dump(mode="json") for part in self._sets.values()],
             "outcomes": {
                 name: [outcome.model_dump(mode="json") for outcome in part.outcomes.values()]
@@ -198,6 +218,18 @@ class Progress:
             "prediction": asdict(self.prediction()),
         }
         self.store.write_state(self.name, document)
+
+
+def _where(error: Exception) -> str:
+    """What of a state could not be understood."""
+    if isinstance(error, ValidationError):
+        return repr(".".join(map(str, error.errors()[0]["loc"])))
+    return repr(error.args[0])
+
+
+def _wider(row: Mapping[str, Any]) -> str:
+    """The margin is the gate's; what missed on validation was never asked there."""
+    return "a larger --gate-margin, " if row["gate"] else ""
 
 
 def _told(candidate: Candidate, outcome: Outcome) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.spec.units import format_bytes
 
 Report = Callable[[str], None]
+_DIED = "failed twice: its process died, or raised what --logs FOLDER keeps"
 
 
 class MergeSearcher(Searcher):
@@ -24,6 +25,8 @@ class MergeSearcher(Searcher):
         super().__init__(metric="passed", mode="max")
         self._progress, self._parallel, self._report = progress, parallel, report
         self._live: dict[str, Candidate] = {}
+        # Of these, whose process has begun; the others wait for a node that has room.
+        self._begun: set[str] = set()
         self._took_s: list[float] = []
         # Why no further trial can be run, where that is so.
         self.problem = ""
@@ -54,6 +57,7 @@ class MergeSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Take the outcome; a trial that died twice counts as failed."""
         candidate = self._live.pop(trial_id)
+        self._begun.discard(trial_id)
         if result and "problem" in result:
             self.problem = f"trial {self._name(candidate)}: {result['problem']}"
             return
@@ -62,7 +66,7 @@ class MergeSearcher(Searcher):
         elif self._progress.is_superseded(candidate):
             outcome = superseded(candidate)
         else:
-            outcome = Outcome(candidate=candidate.number, passed=False, reason="failed: its process died twice")
+            outcome = Outcome(candidate=candidate.number, passed=False, reason=_DIED)
         self._progress.take(candidate, outcome)
         self._took_s += [outcome.seconds] if outcome.steps else []
         self._report(self._line(candidate, outcome))
@@ -70,6 +74,14 @@ class MergeSearcher(Searcher):
     def is_out_of_time(self) -> bool:
         """Whether no further trial may start."""
         return time.monotonic() > self._until_s
+
+    def on_trial_begun(self, trial_id: str) -> None:
+        """A trial's process runs."""
+        self._begun.add(trial_id)
+
+    def waits_in_vain(self) -> bool:
+        """Whether time is up while none of the trials that are left has found room to run in."""
+        return self.is_out_of_time() and bool(self._live) and not self._begun
 
     def is_superseded(self, trial_id: str) -> bool:
         """Whether a running trial can change nothing any more."""
@@ -109,7 +121,8 @@ class MergeSearcher(Searcher):
 
 
 class StopSuperseded(tune.Stopper):
-    """Ends trials whose outcome can change nothing any more, at their next validation."""
+    """Ends trials whose outcome can change nothing any more, at their next validation; and all that wait for room once
+    time is up."""
 
     def __init__(self, searcher: MergeSearcher) -> None:
         self._searcher = searcher
@@ -119,5 +132,16 @@ class StopSuperseded(tune.Stopper):
         return self._searcher.is_superseded(trial_id)
 
     def stop_all(self) -> bool:
-        """Never all of them."""
-        return False
+        """Whether to end the search now."""
+        return self._searcher.waits_in_vain()
+
+
+class TellBegun(tune.Callback):
+    """Tells the searcher which trials have found room: Tune lets it know of results alone."""
+
+    def __init__(self, searcher: MergeSearcher) -> None:
+        self._searcher = searcher
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:  # noqa: ANN401
+        """Called by Tune."""
+        self._searcher.on_trial_begun(trial.trial_id)

@@ -12,13 +12,13 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCall
 from torch import nn
 
 from gemel_ray.merging.gates import check_gates
-from gemel_ray.merging.options import SearchOptions, bounded, initial_states
+from gemel_ray.merging.options import SearchOptions, bounded, choices, initial_states
 from gemel_ray.merging.progress import Progress
-from gemel_ray.merging.searcher import MergeSearcher, StopSuperseded
-from gemel_ray.merging.session import ray_session
+from gemel_ray.merging.searcher import MergeSearcher, StopSuperseded, TellBegun
+from gemel_ray.merging.session import check_room, ray_session
 from gemel_ray.merging.starting import originals_in_store, originals_of_workload, taken_apart
 from gemel_ray.merging.trainable import MergeTrial
-from gemel_ray.spec.errors import SearchError
+from gemel_ray.spec.errors import InputError, SearchError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
@@ -44,15 +44,37 @@ def search(
     spares reading the feeds. Raises InputError for what is wrong with what was given, and SearchError when there is
     nothing to resume.
     """
+    _check_logs(options.logs)
     store = open_store(store_uri, create=True)
-    data, progress = _prepare(workload, store, options, report, frames)
-    if not progress.is_finished:
-        with ray_session():
-            _run_trials(progress, data, absolute_uri(store_uri), options, report)
+    with store.claimed(search_name(workload)):
+        data, progress = _prepare(workload, store, options, report, frames)
+        if not progress.is_finished:
+            with ray_session() as is_own:
+                check_room(options.cpus, options.gpus, is_own=is_own, report=report)
+                _run_trials(progress, data, absolute_uri(store_uri), options, report)
+    return _concluded(progress, report)
+
+
+def _concluded(progress: Progress, report: Report) -> Manifest:
+    """The release that a search came to, and what there is to say of it."""
     report(progress.prediction().told())
     if nearest := progress.nearest():
         report(nearest)
-    return progress.latest()
+    found, head = progress.latest(), progress.store.head()
+    if head != found.release:
+        report(
+            f"HEAD is release {head}, not {found.release}; `gemel revert STORE --to {found.release}` serves this one"
+        )
+    return found
+
+
+def _check_logs(folder: Path | None) -> None:
+    """Before anything is published."""
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--logs {folder}: is no folder to write to ({error.strerror}); give another") from error
 
 
 def search_name(workload: Workload) -> str:
@@ -73,17 +95,22 @@ def _prepare(
     data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
     left_out = check_gates(data, options.settings.gate_margin, report)
     if options.resume:
-        progress = _resumed(workload, store)
+        progress = _resumed(workload, store, options, report)
     else:
         progress = _begun(workload, store, models, bounded(options, frames), left_out)
         progress.save()
     return data, progress
 
 
-def _resumed(workload: Workload, store: Store) -> Progress:
+def _resumed(workload: Workload, store: Store, options: SearchOptions, report: Report) -> Progress:
     progress = Progress.resume(store, search_name(workload))
     if progress is None:
         raise SearchError(f"{store.locate()}: there is no search of {workload.name!r} to resume; leave out --resume")
+    given = choices(options)
+    for name in [name for name, value in progress.options.items() if value != given.get(name)]:
+        report(f"--resume goes on as it was begun: --{name} {progress.options[name]}, not {given.get(name)}")
+    if progress.is_finished:
+        report("this search had ended: nothing is left to try; without --resume it begins anew")
     return progress
 
 
@@ -95,7 +122,7 @@ def _begun(
     else:
         start = taken_apart(store, options.from_release, options.apart)
     states = initial_states(workload, models, start, options, left_out)
-    return Progress(store, search_name(workload), states, root=start.release)
+    return Progress(store, search_name(workload), states, root=start.release, options=choices(options))
 
 
 def _originals(workload: Workload, store: Store, options: SearchOptions) -> dict[str, nn.Module]:
@@ -126,7 +153,7 @@ def _run_trials(
                 storage_path=folder,
                 verbose=0,
                 # The session switches Tune's own off: without a folder to keep them in they are work for nothing.
-                callbacks=[JsonLoggerCallback(), CSVLoggerCallback(), TBXLoggerCallback()] if options.logs else [],
+                callbacks=[TellBegun(searcher), *_loggers(options)],
                 stop=StopSuperseded(searcher),
                 # A killed worker is replaced and its trial begins again.
                 failure_config=tune.FailureConfig(max_failures=1),
@@ -135,6 +162,10 @@ def _run_trials(
         ).fit()
     if not progress.is_finished:
         _tell_unfinished(progress, searcher, report)
+
+
+def _loggers(options: SearchOptions) -> list[tune.Callback]:
+    return [JsonLoggerCallback(), CSVLoggerCallback(), TBXLoggerCallback()] if options.logs else []
 
 
 @contextmanager

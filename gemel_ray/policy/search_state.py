@@ -20,8 +20,8 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class SearchSettings(Strict):
     """How to try, and when to stop at the latest. Probes, which train nothing, do not count as trials."""
 
-    max_trials: int = 40
-    max_steps: int = 150
+    max_trials: Annotated[int, Field(ge=1)] = 40
+    max_steps: Annotated[int, Field(ge=1)] = 150
     # A whole that failed close to its targets on validation is tried once more with so many times the steps; 1: it is
     # not.
     patience: Annotated[int, Field(ge=1)] = 3
@@ -33,11 +33,11 @@ class SearchSettings(Strict):
     # Where the shared weights of a leap start: relatives stay as they are when channels are brought in line.
     start: Start = "aligned"
     # A layer that resists sharing alone is tried once more with private corrections of this rank; 0: it is not.
-    delta_rank: int = 8
+    delta_rank: Annotated[int, Field(ge=0)] = 8
     # Once a trial has failed that knew its training frames by heart, later ones learn from views of them as well.
     views: bool = True
     # Candidates of one dividing round. A part of what decides the result, so it does not follow the machine's size.
-    side_by_side: int = 2
+    side_by_side: Annotated[int, Field(ge=1)] = 2
 
 
 class Failure(Strict):

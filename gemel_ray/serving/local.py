@@ -27,6 +27,7 @@ from gemel_ray.serving.releases import pull_release
 from gemel_ray.serving.tls import Certificate, without_verification
 from gemel_ray.serving.tokens import Role, TokenSource, check_host, read_tokens
 from gemel_ray.spec.errors import ServingError
+from gemel_ray.weights.reaching import check_ray_address
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ def _ray() -> Iterator[bool]:
     # Ray's workers give way to everything else on the machine, which an engine that answers cameras must not.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Left to itself, Ray joins whatever cluster was started last on this machine, or waits for one that is gone.
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    check_ray_address(address)
     ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield True

@@ -155,20 +155,29 @@ class Files:
             _sync_folder(folder)
 
     @contextlib.contextmanager
-    def exclusively(self) -> Iterator[None]:
-        """Keep other writers that ask for the same out meanwhile; local disks only, a dead process lets go."""
+    def exclusively(self, lock: str = _LOCK, *, wait: bool = True) -> Iterator[bool]:
+        """Keep others that ask for the same out meanwhile; local disks only, a dead process lets go.
+
+        Whether nobody has it: always, unless told not to `wait`.
+        """
         if not self._local:
-            yield
+            yield True
             return
-        with self._told(_LOCK, "locked"):
-            Path(self._root).mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.locate(_LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+        with self._told(lock, "locked"):
+            Path(self.locate(lock)).parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.locate(lock), os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            with self._told(_LOCK, "locked"):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield self._is_locked(lock, descriptor, wait=wait)
         finally:
             os.close(descriptor)
+
+    def _is_locked(self, lock: str, descriptor: int, *, wait: bool) -> bool:
+        with self._told(lock, "locked"):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
 
     def _put(self, name: str, data: bytes) -> None:
         path = self.locate(name)

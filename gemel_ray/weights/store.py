@@ -14,8 +14,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +236,20 @@ class Store:
         names = (Path(name) for name in self._files.names("searches"))
         return [path.stem for path in names if path.suffix == ".json" and STATE.fullmatch(path.stem)]
 
+    @contextmanager
+    def claimed(self, search: str) -> Iterator[None]:
+        """Run a search; StoreError while another process runs one of that name here (on local disks only)."""
+        with self._files.exclusively(f"searches/.{search}.lock", wait=False) as is_ours:
+            if not is_ours:
+                raise StoreError(
+                    f"{self.locate()}: a search of the same workload is running on this store; let it end, or give "
+                    "another --store"
+                )
+            yield
+
     # maintenance
 
-    def exclusively(self) -> AbstractContextManager[None]:
+    def exclusively(self) -> AbstractContextManager[object]:
         """Keep publishers out meanwhile; on local disks only. Publishing inside would wait for itself."""
         return self._files.exclusively()
 

@@ -1,5 +1,6 @@
 """A search that nothing could pass says so before its first trial."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,19 @@ def test_every_query_that_cannot_pass_is_named_with_the_way_out():
         check_gates(data, 0.03, pytest.fail)
     assert "query 'fewer': its gate has 34 frames, 4 of them answered 'background'" in str(found.value)
     assert "accuracy_target - --gate-margin is 0.920; give feed 'f' more frames" in str(found.value)
+
+
+@pytest.mark.parametrize("judged_by", ["labels", "agreement"])
+def test_a_class_that_no_frame_of_the_gate_shows_is_told(judged_by):
+    """What passes then may answer anything to it."""
+    cars = 0 if judged_by == "agreement" else 100
+    found, told = query_data("north", cars, 300), []
+    found.splits["gate"].labels[:] = 0
+    found = replace(found, query=found.query.model_copy(update={"judged_by": judged_by}))
+    assert check_gates({"north": found}, 1.0, told.append) == []
+    assert [line.split(" gate ")[0] for line in told] == ["query 'north': no frame of its"]
+    assert ("labelled" in told[0]) == (judged_by == "labels")
+    assert "'car', so that no merged model is tested on it; give feed 'f' more frames" in told[0]
 
 
 def test_one_that_can_pass_is_enough_to_go_on():

@@ -4,32 +4,20 @@ import itertools
 
 import pytest
 import torch
+from progress_kit import outcome_for, workload
 
 from gemel_ray.merging.progress import Progress
 from gemel_ray.policy.grouping import group_layers, group_slices, independent_sets
 from gemel_ray.policy.search import begin
 from gemel_ray.policy.search_state import PHASES, SearchSettings
 from gemel_ray.spec.errors import SearchError
-from gemel_ray.spec.release import Accuracy
 from gemel_ray.spec.trials import Outcome
-from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.releases import publish_originals
-from gemel_ray.vision.binding import bind, layer_tensors
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.vision.models import build_model
 from gemel_ray.weights.maintenance import revert_queries
-from gemel_ray.weights.models import BlobReader, load_state, store_models
+from gemel_ray.weights.models import BlobReader, load_state
 from gemel_ray.weights.store import open_store
-
-
-def workload(**architectures):
-    architectures = architectures or {"a": "squeezenet1_1", "b": "squeezenet1_1"}
-    queries = [
-        {"name": name, "feed": "f", "model": {"architecture": architecture, "classes": ["background", "car"]}}
-        for name, architecture in architectures.items()
-    ]
-    data = {"name": "w", "feeds": {"f": {"kind": "streets"}}, "queries": queries}
-    return parse_workload(data, source="w", base=".")
 
 
 @pytest.fixture
@@ -42,21 +30,6 @@ def started(tmp_path):
     groups = group_layers(analyze(found).inventories)
     state = begin(groups, release=originals.release, settings=SearchSettings(max_trials=12, max_steps=5))
     return store, models, Progress(store, "search", [state], root=originals.release)
-
-
-def outcome_for(store, models, candidate, *, passed):
-    if not passed:
-        return Outcome(candidate=candidate.number, passed=False, reason="missed on validation")
-    bind(models, candidate.configuration)
-    states = {query: model.state_dict() for query, model in models.items()}
-    weights, blobs = store_models(
-        store, states, candidate.configuration, layer_tensors(models, candidate.configuration)
-    )
-    good = Accuracy(target=0.9, measure="m", agreement=1, lower_bound=0.9, gate_frames=9, validation_agreement=1)
-    return Outcome(
-        candidate=candidate.number, passed=True, reason="passed", weights=weights, blobs=blobs,
-        accuracies={query: good for query in weights},
-    )  # fmt: skip
 
 
 def test_the_winner_is_published_whatever_order_outcomes_come_in(started):
@@ -109,6 +82,9 @@ def test_where_nothing_passed_the_nearest_is_named(started):
         f"Nearest came {progress.history[1]['label']!r}: missed on validation, the worst of a 0.004"
         in progress.nearest()
     )
+    assert "--gate-margin" not in progress.nearest()
+    progress.history[1]["gate"] = {"a": 0.9}
+    assert "More --steps, a larger --gate-margin, more frames or" in progress.nearest()
     progress.history[2]["passed"] = True
     assert progress.nearest() is None
 

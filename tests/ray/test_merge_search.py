@@ -194,6 +194,21 @@ def test_a_search_that_is_interrupted_says_how_to_go_on(folder, cluster):
     assert json.loads(out)["release"] >= 1
 
 
+def test_trials_that_no_node_has_room_for_are_waited_for_until_time_is_up(folder, cluster):
+    """Another node may come to a cluster; a machine of its own will never have more."""
+    asked = (*SEARCH, "roomless", "--gpus", "64", "--minutes")
+    waiting = gemel(folder, *asked, "0.3", address=cluster.address)
+    out, told = waiting.communicate(timeout=240)
+    assert waiting.returncode == 0, told
+    assert "--cpus 1 --gpus 64: no node has that" in told
+    assert "time is up, release 1 stands; the same with --resume goes on from it" in told
+    assert "failed" not in told
+    assert json.loads(out)["release"] == 1
+    refused = gemel(folder, *asked, "10", "--resume")
+    assert "--cpus 1 --gpus 64: this machine has" in refused.communicate(timeout=240)[1]
+    assert refused.returncode == 2
+
+
 def test_every_operating_point_is_a_release_and_the_strictest_is_served(folder, cluster):
     search = ("search", "workload.yaml", "--store", "points", "--steps", "20", "--trials", "2", "--gate-margin", "1")
     rows = json.loads(

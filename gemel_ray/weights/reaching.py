@@ -1,0 +1,30 @@
+"""Whether something answers at an address: asked before Ray waits there in silence."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from gemel_ray.spec.errors import InputError
+
+# Where a cluster listens by default, by the scheme of its address.
+_PORTS = {"ray": 10001, "http": 8265, "https": 443}
+_PORT = 6379
+_PATIENCE_S = 3.0
+# No address of a machine: a Ray of one's own, and the one that runs here.
+NO_ADDRESS = ("", "local", "auto")
+
+
+def check_ray_address(address: str) -> None:
+    """Raises InputError where what RAY_ADDRESS names is no address, or does not answer."""
+    if address in NO_ADDRESS:
+        return
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        port = parts.port or _PORTS.get(parts.scheme, _PORT)
+        socket.create_connection((parts.hostname or "", port), _PATIENCE_S).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"RAY_ADDRESS {address} cannot be reached ({error}); start that cluster (`ray start --head`), correct the "
+            "address, or unset RAY_ADDRESS"
+        ) from error
