@@ -95,7 +95,7 @@ def publish_candidate(
         provenance=provenance(candidate.seed, candidate.label, trial),
     )
     head = head_of_originals(store, root) if root else None
-    return store.publish(made, head=head is None or not _is_as_good(head, made))
+    return store.publish(made, head=head is None or not _is_as_good(head, made, candidate.gate_margin))
 
 
 def head_of_originals(store: Store, root: Manifest) -> Manifest | None:
@@ -118,8 +118,12 @@ def _questions(release: Manifest) -> dict[str, Query]:
     return {name: each.query.model_copy(update={"accuracy_target": 1.0}) for name, each in release.queries.items()}
 
 
-def _is_as_good(head: Manifest, other: Manifest) -> bool:
-    """Whether no query's target is lower, and no more memory is taken."""
+def _is_as_good(head: Manifest, other: Manifest, gate_margin: float) -> bool:
+    """Whether no query's target is lower, the gate would still pass every one, and no more memory is taken."""
     targets = {name: released.query.accuracy_target for name, released in other.queries.items()}
-    are_met = all(released.query.accuracy_target >= targets[name] for name, released in head.queries.items())
+    are_met = all(
+        released.query.accuracy_target >= targets[name]
+        and (released.accuracy is None or released.accuracy.passes(gate_margin))
+        for name, released in head.queries.items()
+    )
     return are_met and head.bytes_after <= other.bytes_after

@@ -17,7 +17,7 @@ def workload(**architectures):
     return parse_workload(data, source="w", base=".")
 
 
-def outcome_for(store, models, candidate, *, passed):
+def outcome_for(store, models, candidate, *, passed, lower_bound=0.9):
     if not passed:
         return Outcome(candidate=candidate.number, passed=False, reason="missed on validation")
     bind(models, candidate.configuration)
@@ -25,7 +25,9 @@ def outcome_for(store, models, candidate, *, passed):
     weights, blobs = store_models(
         store, states, candidate.configuration, layer_tensors(models, candidate.configuration)
     )
-    good = Accuracy(target=0.9, measure="m", agreement=1, lower_bound=0.9, gate_frames=9, validation_agreement=1)
+    good = Accuracy(
+        target=0.9, measure="m", agreement=1, lower_bound=lower_bound, gate_frames=9, validation_agreement=1
+    )
     return Outcome(
         candidate=candidate.number, passed=True, reason="passed", weights=weights, blobs=blobs,
         accuracies={query: good for query in weights},

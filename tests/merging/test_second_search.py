@@ -27,19 +27,20 @@ def models_of(found, seed=0):
     return {query.name: build_model(query.model) for query in found.queries}
 
 
-def begun(store, found, *, models=None, options=None):
+def begun(store, found, *, models=None, options=None, gate_margin=0.1):
     """A search of all that squeezenets share, from a release of its own of the originals."""
     root = publish_originals(store, found, models or models_of(found), seed=0)
-    settings = SearchSettings(max_trials=12, max_steps=5)
+    settings = SearchSettings(max_trials=12, max_steps=5, gate_margin=gate_margin)
     state = begin(group_layers(inspected(found).inventories), release=root.release, settings=settings)
     return Progress(store, search_name(found), [state], root=root.release, options=choices(options or SearchOptions()))
 
 
-def won(store, progress, found, *, whole=True):
+def won(store, progress, found, *, whole=True, lower_bound=0.9):
     """The search's first improvement: the whole, or all but its hardest layers."""
     first, second = iter(progress.next_candidate, None)
     for candidate, passed in ((first, whole), (second, not whole)):
-        progress.take(candidate, outcome_for(store, models_of(found), candidate, passed=passed))
+        outcome = outcome_for(store, models_of(found), candidate, passed=passed, lower_bound=lower_bound)
+        progress.take(candidate, outcome)
     return progress.latest()
 
 
@@ -80,6 +81,13 @@ def test_a_stricter_target_is_served_though_it_saves_less(store):
     won(store, begun(store, found), found)
     strict = found.aimed_at(0.95)
     less = won(store, begun(store, strict), strict, whole=False)
+    assert store.head() == less.release
+
+
+def test_a_stricter_gate_is_served_though_it_saves_less(store):
+    found = workload()
+    won(store, begun(store, found), found, lower_bound=0.85)
+    less = won(store, begun(store, found, gate_margin=0.0), found, whole=False)
     assert store.head() == less.release
 
 
