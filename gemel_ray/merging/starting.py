@@ -6,20 +6,28 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.errors import InputError, ModelError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.vision.checkpoints import fit_state, load_weights
 from gemel_ray.vision.models import build_model, training_device
+from gemel_ray.vision.tasks import check_takes_frames
 from gemel_ray.weights.maintenance import originals_of, reverted
 from gemel_ray.weights.models import load_state, reader_of
 from gemel_ray.weights.store import Store
 
 
 def originals_of_workload(workload: Workload, *, allow_factories: bool) -> dict[str, nn.Module]:
-    """The models that every answer is held against, with the weights that the workload names."""
+    """The models that every answer is held against, with the weights that the workload names.
+
+    Raises ModelError for models that cannot be built, or that lack weights which fit them.
+    """
     models = _built(workload, allow_factories)
     for query in workload.queries:
+        if query.model.weights is None:
+            raise ModelError(
+                f"query {query.name!r}: its model has no 'weights'; name a file, or train one with `gemel originals`"
+            )
         load_weights(models[query.name], query.model)
     return {name: model.to(training_device()) for name, model in models.items()}
 
@@ -64,4 +72,8 @@ def _is_merged(manifest: Manifest, root: Manifest, query: str) -> bool:
 
 
 def _built(workload: Workload, allow_factories: bool) -> dict[str, nn.Module]:
-    return {query.name: build_model(query.model, allow_factories=allow_factories) for query in workload.queries}
+    models = {query.name: build_model(query.model, allow_factories=allow_factories) for query in workload.queries}
+    # Before feeds are read and originals are asked, which takes minutes.
+    for query in workload.queries:
+        check_takes_frames(models[query.name], query)
+    return models

@@ -75,9 +75,17 @@ class ServingError(GemelError):
     """An engine cannot answer."""
 
 
+def brief(error: BaseException) -> str:
+    """'RuntimeError: its first line': what a library's own error says, short enough to be told within one of ours."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """' Did you mean X?' for the closest known name, else the sorted list of what is known."""
     names = sorted(known)
+    if not names:
+        return "there are none"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"

@@ -6,24 +6,24 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemel_ray.spec.strict import Strict
+from gemel_ray.spec.strict import NotBoolean, Strict
 
-PositiveInt = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Fps = Annotated[float, Field(gt=0, le=1000)]
+PositiveInt = Annotated[int, Field(gt=0), NotBoolean]
+Fraction = Annotated[float, Field(ge=0, le=1), NotBoolean]
+Fps = Annotated[float, Field(gt=0, le=1000), NotBoolean]
 
 
 class StreetsFeed(Strict):
     """A procedural street camera: labelled frames, the same for the same seed."""
 
     kind: Literal["streets"]
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), NotBoolean] = 0
     frames: PositiveInt = 2000
     fps: Fps = 10
-    width: Annotated[int, Field(ge=32, le=1920)] = 64
-    height: Annotated[int, Field(ge=32, le=1080)] = 64
+    width: Annotated[int, Field(ge=32, le=1920), NotBoolean] = 64
+    height: Annotated[int, Field(ge=32, le=1080), NotBoolean] = 64
     # Mean number of road users in view; 0.7 leaves about half of the frames empty.
-    traffic: Annotated[float, Field(gt=0, le=20)] = 0.7
+    traffic: Annotated[float, Field(gt=0, le=20), NotBoolean] = 0.7
     # 0 = day throughout, 1 = dusk at the last frame.
     dusk: Fraction = 0.0
 

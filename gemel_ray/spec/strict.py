@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from gemel_ray.spec.errors import nearest
@@ -41,6 +41,16 @@ class Strict(BaseModel):
     """Frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _check_not_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+# Beside a number's type: pydantic would take true for 1, as Python does.
+NotBoolean = BeforeValidator(_check_not_boolean)
 
 
 def explain(error: ValidationError, model: type[BaseModel], data: object = None) -> str:

@@ -16,11 +16,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from gemel_ray.spec.documents import read_yaml
 from gemel_ray.spec.errors import WorkloadError, nearest
-from gemel_ray.spec.feeds import FeedSpec, Fps, Fraction, PositiveInt
-from gemel_ray.spec.strict import Strict, explain
+from gemel_ray.spec.feeds import FeedSpec, Fps, Fraction
+from gemel_ray.spec.strict import NotBoolean, Strict, explain
 from gemel_ray.spec.units import ByteSize
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+# Keywords of torchvision's builders that fetch weights, old ones too.
+_DOWNLOADING = frozenset({"weights", "weights_backbone", "pretrained", "pretrained_backbone"})
 
 
 def _check_name(name: str) -> str:
@@ -38,8 +40,8 @@ def _check_option(value: object) -> object:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
-Target = Annotated[float, Field(gt=0, le=1)]
-Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Target = Annotated[float, Field(gt=0, le=1), NotBoolean]
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False), NotBoolean]
 Option = Annotated[bool | int | float | str, BeforeValidator(_check_option)]
 # What a target is held against: the original's own answers, or both models' accuracy on the feed's labels.
 Judge = Literal["agreement", "labels"]
@@ -56,8 +58,9 @@ class ModelSpec(Strict):
     # The first class is the background: what is answered when none of the others is there.
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
     weights: str | None = None
-    # Frames are resized to this square before a classifier sees them; detectors resize themselves.
-    input_size: PositiveInt = 224
+    # Frames are resized to this square before a classifier sees them; detectors resize themselves. All frames of a
+    # feed are held at this size: beyond its bound, no machine's memory is enough.
+    input_size: Annotated[int, Field(gt=0, le=4096), NotBoolean] = 224
     # Further keyword arguments of the builder, such as {min_size: 160} for a detector.
     options: dict[str, Option] = Field(default_factory=dict)
 
@@ -71,6 +74,19 @@ class ModelSpec(Strict):
             )
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"classes repeat: {list(self.classes)}; name each once")
+        return self
+
+    @model_validator(mode="after")
+    def _options_stay_clear(self) -> ModelSpec:
+        if "num_classes" in self.options:
+            raise ValueError("options: 'num_classes' is how many 'classes' there are; name each of them there instead")
+        # A user's own factory may mean anything by these.
+        fetching = sorted(_DOWNLOADING & self.options.keys()) if self.factory is None else []
+        if fetching:
+            raise ValueError(
+                f"options: {fetching[0]!r} would download weights; name a file, or 'torchvision:NAME', under the "
+                "model's own 'weights' instead"
+            )
         return self
 
     @property

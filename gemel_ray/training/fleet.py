@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, as_completed
@@ -14,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 
-from gemel_ray.spec.errors import GemelError
+from gemel_ray.spec.errors import GemelError, InputError
+from gemel_ray.spec.units import format_bytes
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.data import QueryData, read_workload_data, run_model, score_on_labels
 from gemel_ray.training.originals import common_feed
 from gemel_ray.training.workers import Arrays, TrainingJob, train, trainers
-from gemel_ray.vision.checkpoints import fit_state
+from gemel_ray.vision.checkpoints import fit_state, read_state
 from gemel_ray.vision.models import build_model, task_of
+from gemel_ray.vision.tasks import check_takes_frames
+from gemel_ray.weights.files import Files
+from gemel_ray.weights.tensors import encode, tensor_bytes
 
 Report = Callable[[str], None]
 # Raise when training changes in a way that changes its results.
@@ -69,15 +74,17 @@ def train_fleet(
 
     With `family`, models of one architecture descend from a common ancestor trained on all their feeds, which is
     how real fleets come about: everybody fine-tunes the same pretrained backbone. `parallel` of them are trained at
-    once; the results do not depend on it. `data` spares reading the feeds.
+    once; the results do not depend on it. `data` spares reading the feeds. Raises InputError for models that cannot
+    be trained and for a folder that does not take them, before anything is trained, and StoreError where one cannot
+    be saved after all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    data = data or read_workload_data(workload, needs_labels=True)
     keys = {
         query.name: _content_key(workload, query, steps=steps, seed=seed, family=family) for query in workload.queries
     }
     paths = {query.name: folder / f"{query.name}.safetensors" for query in workload.queries}
     missing = [query for query in workload.queries if not _is_cached(paths[query.name], keys[query.name])]
+    _prepare_folder(folder, sum(_checked_bytes(query, allow_factories) for query in missing))
+    data = data or read_workload_data(workload, needs_labels=True)
     jobs = {
         query.name: TrainingJob(data[query.name], steps, seed + 1 + place, _RATE, allow_factories=allow_factories)
         for place, query in enumerate(workload.queries)
@@ -168,23 +175,54 @@ def _content_key(workload: Workload, query: Query, *, family: bool, **settings: 
 
 
 def _is_cached(path: Path, key: str) -> bool:
-    note = path.with_suffix(".json")
-    if not (path.is_file() and note.is_file()):
+    """Whether whole weights of that content lie there; what is damaged is trained again."""
+    try:
+        note = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        # Opening them reads how long they must be.
+        with safe_open(path, "pt"):
+            return isinstance(note, dict) and note.get("content") == key
+    except (OSError, ValueError, RecursionError, SafetensorError):
         return False
-    return bool(json.loads(note.read_text()).get("content") == key)
+
+
+def _checked_bytes(query: Query, allow_factories: bool) -> int:
+    """What a model to be trained will take on disk; ModelError where it cannot be built, or cannot take its frames."""
+    model = build_model(query.model, allow_factories=allow_factories)
+    check_takes_frames(model, query)
+    return tensor_bytes(model.state_dict())
+
+
+def _prepare_folder(folder: Path, needed_bytes: int) -> None:
+    """Make the folder and write into it, before training takes its minutes; InputError says what is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not needed_bytes:
+            return
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"probe")
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputError(
+            f"{folder}: originals cannot be written there ({error.strerror}); name another folder, or correct this one"
+        ) from error
+    if free_bytes < needed_bytes:
+        raise InputError(
+            f"{folder}: the originals take {format_bytes(needed_bytes)}, {format_bytes(free_bytes)} are free there; "
+            "free space, or name another folder"
+        )
 
 
 def _save(state: Mapping[str, torch.Tensor], path: Path, key: str) -> None:
-    partial = path.with_suffix(".partial")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
-    os.replace(partial, path)
-    partial.write_text(json.dumps({"content": key}))
-    os.replace(partial, path.with_suffix(".json"))
+    """Weights, then the note that vouches for them: never beside weights of other content."""
+    files, note = Files.at(path.parent.absolute()), path.with_suffix(".json").name
+    files.delete([note])
+    files.write(path.name, encode(state))
+    files.write(note, json.dumps({"content": key}).encode())
 
 
 def _describe(data: QueryData, path: Path, cached: bool, allow_factories: bool) -> Original:
     model = build_model(data.query.model, allow_factories=allow_factories)
-    fit_state(model, load_file(path), source=str(path))
+    fit_state(model, read_state(path), source=str(path))
     images = data.splits["gate"].images
     _, answers = run_model(model, data.task, images)
     score = score_on_labels(data, "gate", answers)

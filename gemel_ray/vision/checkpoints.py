@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,25 +27,35 @@ def load_weights(model: nn.Module, spec: ModelSpec) -> None:
     """Load the weights a model spec names. Raises ModelError that names the file, the tensor, and both shapes."""
     if spec.weights is None:
         raise ModelError(f"{spec.builder}: has no 'weights'; name a file, or train one with `gemel originals`")
+    if "://" in spec.weights:
+        raise ModelError(f"{spec.weights}: 'weights' must be a local file; download it and name the file here")
     published = spec.weights.startswith("torchvision:")
     state = _torchvision_state(spec) if published else read_state(Path(spec.weights))
     fit_state(model, state, source=spec.weights)
 
 
 def read_state(path: Path) -> StateDict:
-    """The tensors of a .safetensors file or of a torch state dict (read with weights_only=True)."""
+    """The tensors of a .safetensors file or of a torch state dict (read with weights_only=True).
+
+    Raises ModelError for a file that is absent, damaged, not allowed to be read, or of another kind.
+    """
     if not path.is_file():
         raise ModelError(f"{path}: no such weights file; correct the path, or train originals with `gemel originals`")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror or error}); check the disk and its permissions"
+        ) from error
     except safetensors.SafetensorError as error:
         raise ModelError(f"{path}: is damaged or not a safetensors file ({error})") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # bytes of any other kind make the unpickler raise whatever they mean to it
+        # torch's own message advises to read the file with weights_only=False, which runs the code in it.
         raise ModelError(
-            f"{path}: cannot be read as a plain state dict ({str(error).splitlines()[0]}); "
-            "save model.state_dict(), not the model, with torch.save or safetensors"
+            f"{path}: is no plain state dict, or damaged; save model.state_dict(), not the model, with torch.save or "
+            "safetensors"
         ) from error
     return _unwrap(loaded, path)
 
@@ -66,7 +75,7 @@ def _unwrap(loaded: object, path: Path) -> StateDict:
 def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
     """Load a state dict into a model, strictly, after removing wrapper prefixes.
 
-    Shape conflicts and missing or surplus names raise ModelError with the first of each.
+    Shape conflicts, missing or surplus names and values that are not finite raise ModelError with the first of each.
     """
     state = _without_prefix(state, model.state_dict())
     attach_deltas(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
@@ -82,7 +91,26 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: st
                 f"{source}: tensor {name!r} has shape {tuple(tensor.shape)}, the model needs {tuple(own[name].shape)}; "
                 "check 'architecture', 'options' and the number of 'classes'"
             )
+    _check_finite(state, own, source)
     put_state(model, state, strict=False)
+
+
+def _check_finite(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise ModelError for what was finite when the model was built: a mask of -inf, say, may stay one.
+
+    Such a model answers the same whatever it shares, so that a search would pass and release it.
+    """
+    for name, tensor in state.items():
+        if not _is_finite(tensor) and _is_finite(own[name]):
+            raise ModelError(
+                f"{source}: tensor {name!r} holds NaN or infinite values; take a checkpoint from before its training "
+                "diverged, or train an original with `gemel originals`"
+            )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # As float32, since torch cannot ask this of every smaller type.
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor.float()).all())
 
 
 def put_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, strict: bool = True) -> None:

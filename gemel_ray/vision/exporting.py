@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gemel_ray.spec.errors import InputError, ModelError, nearest
+from gemel_ray.spec.errors import InputError, ModelError, brief, nearest
 from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.checkpoints import fit_state, put_state
@@ -149,7 +149,7 @@ def _traced(model: nn.Module, spec: ModelSpec, export: Callable[..., Any]) -> tu
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 program = export(model, (_probe(spec, images),), dynamic_shapes=shapes)
         except Exception as error:  # whatever a user's own model raises while it is traced
-            reasons.append(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            reasons.append(brief(error))
         else:
             return program, _taken(spec, None if shapes else images)
     raise ModelError(f"{spec.builder}: cannot be traced ({reasons[-1]}); choose --format safetensors or torch")

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from gemel_ray.spec.errors import ModelError, nearest
+from gemel_ray.spec.errors import ModelError, brief, nearest
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.slim import SLIM_BUILDERS
 from gemel_ray.vision.slim_detectors import SLIM_DETECTORS
@@ -61,26 +61,32 @@ def _task_by_name(name: str) -> TaskName:
 def build_model(spec: ModelSpec, *, allow_factories: bool = False) -> nn.Module:
     """The model in evaluation mode, its weights as initialised. Follows torch's default device (meta included).
 
-    Raises ModelError for an unknown architecture, a factory that is not allowed or not found, and wrong options.
+    Raises ModelError for an unknown architecture, one of another task, a factory that is not allowed or not found, and
+    wrong options; NotImplementedError where a builder cannot work on the meta device.
     """
     builder = _factory(spec.factory, allow_factories) if spec.factory else _builder(spec)
     options = {**spec.options, "num_classes": len(spec.classes)}
     try:
         model = builder(**options)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{spec.builder}: options {spec.options} are not accepted: {error}") from error
+    except Exception as error:  # whatever a builder, or the user's own, runs into with wrong options
+        if isinstance(error, NotImplementedError) and torch.get_default_device().type == "meta":
+            raise  # it computes with tensors while it builds; `inspection` knows what to do
+        raise ModelError(f"{spec.builder}: cannot be built with options {spec.options} ({brief(error)})") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"factory {spec.factory} returned {type(model).__name__}, not a torch.nn.Module")
+    empty = [name for name, parameter in model.named_parameters() if 0 in parameter.shape]
+    if empty:
+        raise ModelError(f"{spec.builder}: options {spec.options} leave {empty[0]!r} without a single weight")
     return model.eval()
 
 
 def _builder(spec: ModelSpec) -> Builder:
-    name = spec.architecture or ""
+    name, task = spec.architecture or "", task_of(spec)
     slim: dict[str, Builder] = {**SLIM_BUILDERS, **SLIM_DETECTORS}
     if name in slim:
         return slim[name]
     fixed: dict[str, Any] = {"weights": None}
-    if task_of(spec) == "detection":
+    if task == "detection":
         fixed["weights_backbone"] = None
     if name in _AUXILIARY:
         fixed |= {"init_weights": False, "aux_logits": False}

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.transforms.v2 import functional as transforms
 
 from gemel_ray.spec.answers import Answer, Box, Classified, Detected
-from gemel_ray.spec.workload import ModelSpec
+from gemel_ray.spec.errors import ModelError, brief
+from gemel_ray.spec.workload import ModelSpec, Query
 from gemel_ray.vision.models import task_of
 
 # ImageNet's channel statistics: what torchvision's classification weights were trained with.
@@ -43,6 +45,25 @@ def task_for(spec: ModelSpec, score_threshold: float = 0.5) -> Task:
     if task_of(spec) == "classification":
         return ClassificationTask(spec.classes, spec.input_size)
     return DetectionTask(spec.classes, score_threshold)
+
+
+@torch.inference_mode()
+def check_takes_frames(model: nn.Module, query: Query) -> None:
+    """Raise ModelError where a classifier, in evaluation mode, cannot answer a blank frame of its `input_size`.
+
+    Detectors are not asked: how large their frames are, the feed alone says.
+    """
+    if task_of(query.model) == "detection":
+        return
+    task, size = task_for(query.model), query.model.input_size
+    blank = np.zeros((size, size, 3), dtype=np.uint8)
+    try:
+        task.answers(model(task.prepare([blank], next(model.parameters()).device)), [blank])
+    except Exception as error:  # whatever a user's own model raises
+        raise ModelError(
+            f"query {query.name!r}: {query.model.builder} cannot answer a frame of input_size {size} "
+            f"({brief(error)}); choose another 'input_size' (most models were made for 224), or correct its 'options'"
+        ) from error
 
 
 class ClassificationTask:

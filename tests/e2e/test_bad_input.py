@@ -32,20 +32,24 @@ def written(folder, architecture="squeezenet1_1", weights="", memory="64MiB"):
     ("workload", "told"),
     [
         ({"architecture": "resnet19"}, "unknown architecture 'resnet19'; did you mean 'resnet1"),
-        ({}, "has no 'weights'; name a file, or train one with `gemel originals`"),
+        ({}, "query 'a_cars': its model has no 'weights'; name a file, or train one with `gemel originals`"),
         ({"weights": "none.safetensors"}, "no such weights file"),
+        ({"weights": "nan.safetensors"}, "nan.safetensors: tensor 'classifier.1.bias' holds NaN or infinite values"),
+        ({"architecture": "alexnet", "weights": "other.safetensors"}, "alexnet cannot answer a frame of input_size 32"),
         ({"weights": "cut.safetensors"}, "cut.safetensors: is damaged or not a safetensors file"),
         (
             {"weights": "other.safetensors"},
             "tensor 'classifier.1.bias' has shape (3,), the model needs (2,)",
         ),
     ],
-    ids=["architecture", "no weights", "missing file", "cut file", "wrong shape"],
+    ids=["architecture", "no weights", "missing file", "not finite", "frame size", "cut file", "wrong shape"],
 )
 def test_a_search_says_what_is_wrong_with_a_model_before_anything_starts(tmp_path, gemel, workload, told):
     torch.manual_seed(0)
     other = build_model(ModelSpec(architecture="squeezenet1_1", classes=("a", "b", "c"), input_size=32))
     save_file(other.state_dict(), tmp_path / "other.safetensors")
+    nan = {"classifier.1.bias": torch.full((2,), torch.nan), "classifier.1.weight": torch.zeros(2, 512, 1, 1)}
+    save_file(other.state_dict() | nan, tmp_path / "nan.safetensors")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:1000])
     printed = gemel(tmp_path, "search", written(tmp_path, **workload), "--store", "store", code=2)
     assert told in printed

@@ -1,5 +1,6 @@
 """Models by name, layers without weights, the known values of the paper's architectures."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ from gemel_ray.spec.merge import MergeConfiguration, SharedLayer
 from gemel_ray.spec.units import MIB
 from gemel_ray.spec.workload import ModelSpec, parse_workload
 from gemel_ray.vision.binding import bind, distinct_bytes, distinct_parameters
-from gemel_ray.vision.checkpoints import load_weights
+from gemel_ray.vision.checkpoints import fit_state, load_weights
 from gemel_ray.vision.inspection import analyze, inspect_spec
 from gemel_ray.vision.models import architectures, build_model, task_of
+from gemel_ray.vision.tasks import check_takes_frames
 
 CLASSES = ("background", "car")
 
@@ -98,6 +100,46 @@ def test_an_unknown_architecture_names_the_nearest():
         task_of(ModelSpec(architecture="resnet18x", classes=CLASSES))
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_quarter"])
+def test_a_task_that_the_architecture_is_not_for_is_refused_when_layers_are_read(name):
+    with pytest.raises(ModelError, match=f"'{name}' is for classification, but task says 'detection'; drop 'task'"):
+        inspect_spec("q", ModelSpec(architecture=name, classes=CLASSES, task="detection"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("vit_b_16", {"image_size": 7}, "AssertionError"),
+        ("resnet50", {"width_per_group": -64}, "RuntimeError"),
+        ("resnet50", {"width_per_group": 10**9}, "RuntimeError"),
+        ("mobilenet_v2", {"round_nearest": 0}, "ZeroDivisionError"),
+        ("resnet18", {"depth": 3}, "TypeError"),
+    ],
+)
+def test_options_that_a_builder_cannot_follow_are_named_with_its_reason(name, options, why):
+    with pytest.raises(ModelError) as error:
+        inspect_spec("q", ModelSpec(architecture=name, classes=CLASSES, options=options))
+    assert f"{name}: cannot be built with options {options} (" in str(error.value)
+    assert why in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_options_that_leave_a_layer_empty_are_refused():
+    with pytest.raises(ModelError, match=r"\{'width_per_group': 0\} leave 'layer1.0.conv1.weight' without a single"):
+        inspect_spec("q", ModelSpec(architecture="resnet50", classes=CLASSES, options={"width_per_group": 0}))
+
+
+@pytest.mark.parametrize(("name", "size"), [("alexnet", 32), ("squeezenet1_1", 8), ("vit_b_16", 64)])
+def test_frames_of_a_size_that_the_architecture_does_not_take_are_refused_by_query_and_field(name, size):
+    queries = [{"name": "cars", "feed": "f", "model": {"architecture": name, "classes": CLASSES, "input_size": size}}]
+    data = {"name": "w", "feeds": {"f": {"kind": "streets"}}, "queries": queries}
+    query = parse_workload(data, source="w.yaml", base=Path()).queries[0]
+    model = build_model(query.model)
+    with pytest.raises(ModelError, match=f"query 'cars': {name} cannot answer a frame of input_size {size} "):
+        check_takes_frames(model, query)
+    check_takes_frames(model, query.model_copy(update={"model": query.model.model_copy(update={"input_size": 224})}))
+
+
 def test_a_factory_must_be_allowed():
     spec = ModelSpec(factory="torchvision.models:squeezenet1_1", task="classification", classes=CLASSES)
     with pytest.raises(ModelError, match="--allow-factories"):
@@ -138,6 +180,42 @@ def test_a_pickled_model_is_refused_and_the_way_out_named(spec):
     torch.save(torch.nn.Linear(2, 2), spec.weights)
     with pytest.raises(ModelError, match=r"save model.state_dict\(\)"):
         load_weights(build_model(spec), spec)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"hello world\n", b"", b"<html>not found</html>", b"PK\x03\x04no zip", pickle.dumps([1, 2]), pickle.dumps(print)],
+    ids=["text", "empty", "page", "broken zip", "list", "code"],
+)
+def test_a_file_of_another_kind_is_refused_in_plain_words(spec, content):
+    Path(spec.weights).write_bytes(content)
+    with pytest.raises(ModelError, match=r"save model.state_dict\(\)") as error:
+        load_weights(build_model(spec), spec)
+    assert spec.weights in str(error.value)
+    # torch advises to run the code in it, in bold.
+    assert "weights_only" not in str(error.value)
+    assert "\x1b" not in str(error.value)
+
+
+def test_weights_behind_an_address_are_refused_as_they_were_written(spec):
+    spec = spec.model_copy(update={"weights": "http://localhost:1/x.pt"})
+    with pytest.raises(ModelError, match=r"http://localhost:1/x\.pt: 'weights' must be a local file"):
+        load_weights(build_model(spec), spec)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_file_and_tensor(spec, value):
+    state = state_of(spec)
+    state["features.3.squeeze.bias"][0] = value
+    torch.save(state, spec.weights)
+    with pytest.raises(ModelError, match=r"weights: tensor 'features.3.squeeze.bias' holds NaN or infinite values"):
+        load_weights(build_model(spec), spec)
+
+
+def test_a_mask_that_is_infinite_by_design_is_taken():
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    fit_state(model, {name: tensor.clone() for name, tensor in model.state_dict().items()}, source="memory")
 
 
 def test_missing_truncated_and_misfitting_weights_are_named(spec):
