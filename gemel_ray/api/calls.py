@@ -47,7 +47,10 @@ def analyze(workload: WorkloadOrFile, *, rule: Rule = "exact", allow_factories: 
 
 
 def open_store(uri: str | Path, *, create: bool = False) -> OpenedStore:
-    """Open a store at a folder or a URI; StoreError where there is none, unless it is to be created."""
+    """Open a store at a folder or a URI; StoreError where there is none, unless it is to be created.
+
+    InputError for what is no URI of a store.
+    """
     from gemel_ray.weights import store
     from gemel_ray.weights.files import Files
 

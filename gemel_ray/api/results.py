@@ -9,8 +9,9 @@ from typing import Any
 
 from gemel_ray.api.tabular import Row, Tabular
 from gemel_ray.policy.grouping import Analysis
+from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.release import Manifest
-from gemel_ray.spec.units import format_bytes
+from gemel_ray.spec.units import counted, format_bytes
 from gemel_ray.spec.uris import without_secrets
 from gemel_ray.spec.workload import Workload
 from gemel_ray.weights.files import Files
@@ -97,10 +98,17 @@ class OpenedStore(Tabular, Store):
         self._uri = uri
 
     def table_title(self) -> str:
-        return f"{without_secrets(self._uri)}: {len(self.releases())} releases, HEAD is {self.head()}"
+        return f"{without_secrets(self._uri)}: {counted(len(self.releases()), 'release')}, HEAD is {self.head()}"
 
     def rows(self) -> list[Row]:
-        return [_release_row(self.manifest(number)) for number in self.releases()]
+        """One that is damaged is a row too, with what is wrong in its note."""
+        return [self._row(number) for number in self.releases()]
+
+    def _row(self, number: int) -> Row:
+        try:
+            return _release_row(self.manifest(number))
+        except StoreError as error:
+            return {"release": number, "note": f"damaged: {error}"}
 
     def release(self, number: int | None = None) -> Release:
         """One release as a table, HEAD's by default. Raises MissingReleaseError and StoreError as `manifest` does."""
@@ -122,7 +130,7 @@ class Simulations(Tabular):
 
     def table_title(self) -> str:
         devices = sorted({str(row["device"]) for row in self.measured})
-        return f"{len(self.measured)} simulations on {', '.join(devices) or 'nothing'}"
+        return f"{counted(len(self.measured), 'simulation')} on {', '.join(devices) or 'nothing'}"
 
     def rows(self) -> list[Row]:
         return list(self.measured)

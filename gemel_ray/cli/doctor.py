@@ -23,7 +23,7 @@ from gemel_ray.cli.progress import working
 from gemel_ray.cli.render import Document, table
 from gemel_ray.engine.host_memory import host_memory_bytes
 from gemel_ray.spec.errors import InputError, StoreError
-from gemel_ray.spec.units import format_bytes
+from gemel_ray.spec.units import counted, format_bytes
 from gemel_ray.weights.reaching import check_ray_address
 
 _DISTRIBUTION = "gemel-ray"
@@ -214,12 +214,12 @@ def _store(uri: str) -> Finding:
     try:
         opened = open_store(uri, create=True)
         releases, head = opened.releases(), opened.head()
-    except StoreError as error:
+    except (StoreError, InputError) as error:
         remedy = "correct its path or URI, and the permissions or keys for it"
         return Finding("store", "problem", str(error), remedy)
     if not releases:
         return Finding("store", "ok", f"{uri} holds no releases yet")
-    return Finding("store", "ok", f"{uri} holds {len(releases)} releases, HEAD is {head}")
+    return Finding("store", "ok", f"{uri} holds {counted(len(releases), 'release')}, HEAD is {head}")
 
 
 def _disk(folder: Path) -> Finding:

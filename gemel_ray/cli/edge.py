@@ -54,6 +54,7 @@ def profile(
     """
     from gemel_ray.engine.profiling import profile_store
     from gemel_ray.spec.profile import ways_named
+    from gemel_ray.weights.outputs import write_output
 
     if reload_from not in ("memory", "disk"):
         raise InputError(f"--reload-from {reload_from!r} is not known; choose memory or disk")
@@ -64,7 +65,7 @@ def profile(
             allow_factories=allow_factories, ways=ways, threads=threads,
         )  # fmt: skip
     if out is not None:
-        out.write_text(found.model_dump_json(indent=1), encoding="utf-8")
+        write_output(out, found.model_dump_json(indent=1).encode())
     show_result(found.model_dump(mode="json"), as_json, render_edge.profile_table)
 
 

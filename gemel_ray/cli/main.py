@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 import typer
+from pydantic import ValidationError
+from typer.core import TyperGroup
 
 from gemel_ray.cli import demo, doctor, edge, fleet, merging, placing, reporting, stores
 from gemel_ray.spec.errors import GemelError, InputError
@@ -15,8 +18,22 @@ _EPILOG = """Start with `gemel demo`; `gemel COMMAND --help` shows examples. Wit
 stdout, and progress goes to stderr. Exit codes: 0 done, 1 failed, 2 the input is wrong. `gemel --install-completion`
 teaches the shell to complete commands and options."""
 
+
+class _Commands(TyperGroup):
+    """Shows the value that an option refuses, which its own message leaves out."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer has no public type for either
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                error.message += f", got {error.__cause__.errors()[0]['input']!r}"
+            raise
+
+
 app = typer.Typer(
     name="gemel",
+    cls=_Commands,
     help="Merge vision models until they fit the edge box.",
     epilog=_EPILOG,
     no_args_is_help=True,

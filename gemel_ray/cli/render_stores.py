@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gemel_ray.cli.render import Document, percent, table
 from gemel_ray.spec.release import Manifest
-from gemel_ray.spec.units import format_bytes
+from gemel_ray.spec.units import counted, format_bytes
 
 if TYPE_CHECKING:
     # Its file systems take a moment to load, and most commands do without.
@@ -35,17 +35,27 @@ def release_row(manifest: Manifest, *, head: int | None, pinned: int | None = No
         "bytes_after": manifest.bytes_after,
         "worst_agreement": worst,
         "note": manifest.provenance.note,
+        "problem": None,
     }
+
+
+def damaged_row(number: int, problem: str, *, head: int | None, pinned: int | None = None) -> dict[str, Any]:
+    """The same of a release whose manifest cannot be read: what is wrong with it, and little else."""
+    unknown = ("parent", "created_at", "queries", "bytes_before", "bytes_after", "worst_agreement", "note")
+    known = {"release": number, "is_head": number == head, "is_pinned": number == pinned, "problem": problem}
+    return known | dict.fromkeys(unknown)
 
 
 def releases_table(rows: Sequence[Document]) -> None:
     """One line for each release."""
     shown = table("Releases", "release", "made", "size", "saved", "worst agreement", "note")
     for row in rows:
-        saved = percent(1 - row["bytes_after"] / row["bytes_before"])
         marks = ", ".join(mark for key, mark in (("is_head", "HEAD"), ("is_pinned", "pinned")) if row[key])
         name = f"{row['release']}{marks and f' ({marks})'}"
-        agreement = percent(row["worst_agreement"])
+        if row["problem"]:
+            shown.add_row(name, "–", "–", "–", "–", f"damaged: {row['problem']}")
+            continue
+        saved, agreement = percent(1 - row["bytes_after"] / row["bytes_before"]), percent(row["worst_agreement"])
         shown.add_row(name, row["created_at"], format_bytes(row["bytes_after"]), saved, agreement, row["note"])
     Console().print(shown)
 
@@ -69,7 +79,7 @@ def problems_table(problems: Sequence[Document]) -> None:
     if not problems:
         Console().print("The store is whole.")
         return
-    shown = table(f"{len(problems)} problems", "file", "what is wrong")
+    shown = table(counted(len(problems), "problem"), "file", "what is wrong")
     for problem in problems:
         shown.add_row(problem["path"], problem["what"])
     Console().print(shown)
@@ -91,9 +101,10 @@ def diff_tables(document: Document) -> None:
         if document[key]:
             console.print(_sharing_table(title, document[key]))
     before, after = document["bytes_before"], document["bytes_after"]
+    fetched = counted(document["fetch_blobs"], "blob")
     console.print(
         f"Weights: {format_bytes(before)} before, {format_bytes(after)} after. An edge box that holds {names[0]} "
-        f"fetches {format_bytes(document['fetch_file_bytes'])} in {document['fetch_blobs']} blobs, and has the other "
+        f"fetches {format_bytes(document['fetch_file_bytes'])} in {fetched}, and has the other "
         f"{document['kept_blobs']}."
     )
 
@@ -142,13 +153,15 @@ def garbage_table(document: Document) -> None:
     """What went, or would go, and what is spared for now."""
     console = Console()
     releases = ", ".join(map(str, document["releases"])) or "none"
+    blobs, leftovers = (counted(len(document[key]), key[:-1]) for key in ("blobs", "leftovers"))
     console.print(
-        f"{'Would remove' if document['dry_run'] else 'Removed'}: releases: {releases}; {len(document['blobs'])} blobs "
-        f"and {len(document['leftovers'])} leftovers, {format_bytes(document['freed_bytes'])}."
+        f"{'Would remove' if document['dry_run'] else 'Removed'}: releases: {releases}; {blobs} and {leftovers}, "
+        f"{format_bytes(document['freed_bytes'])}."
     )
     if document["young_blobs"]:
+        young = counted(document["young_blobs"], "unused blob")
         console.print(
-            f"Spared: {document['young_blobs']} unused blobs ({format_bytes(document['young_bytes'])}) younger than "
+            f"Spared: {young} ({format_bytes(document['young_bytes'])}) younger than "
             f"{document['grace_hours']:g} h, since a search may be about to publish them. Where none is running, "
             "--grace-hours 0 takes them too."
         )

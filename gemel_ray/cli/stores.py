@@ -11,6 +11,7 @@ import typer
 from gemel_ray.cli import render_stores
 from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri, show_result
 from gemel_ray.cli.progress import working
+from gemel_ray.spec.errors import StoreError
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def releases(store: StoreUri, as_json: AsJson = False) -> None:
-    """List a store's releases.
+    """List a store's releases. Exit code 1 when one of them is damaged.
 
     Example: gemel releases gemel-demo/store
     """
@@ -28,10 +29,15 @@ def releases(store: StoreUri, as_json: AsJson = False) -> None:
 
     opened = open_store(store)
     head, pinned = opened.head(), opened.pinned()
-    rows = [
-        render_stores.release_row(opened.manifest(number), head=head, pinned=pinned) for number in opened.releases()
-    ]
+    rows = []
+    for number in opened.releases():
+        try:
+            rows.append(render_stores.release_row(opened.manifest(number), head=head, pinned=pinned))
+        except StoreError as error:
+            rows.append(render_stores.damaged_row(number, str(error), head=head, pinned=pinned))
     show_result(rows, as_json, render_stores.releases_table)
+    if any(row["problem"] for row in rows):
+        raise typer.Exit(1)
 
 
 def show(

@@ -31,6 +31,7 @@ from gemel_ray.training.data import QueryData, read_workload_data
 from gemel_ray.training.fleet import Original, train_fleet
 from gemel_ray.vision.inspection import analyze
 from gemel_ray.weights.maintenance import originals_of
+from gemel_ray.weights.outputs import write_output
 from gemel_ray.weights.store import Store, open_store
 
 Report = Callable[[str], None]
@@ -97,7 +98,7 @@ def run_demo(options: DemoOptions, report: Report) -> dict[str, Any]:
         first = originals_of(store, merged)
         played = _compare(workload, data, store, (first, merged), effort, tell)
     document = _document(workload, path, originals, merged, played, options) | {"seconds": time.monotonic() - began_s}
-    (options.folder / "result.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    write_output(options.folder / "result.json", json.dumps(document, indent=1).encode())
     return document
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from gemel_ray.spec.errors import FeedError, nearest
+from gemel_ray.weights.outputs import write_output
 
 # Fifteen frames a second, each answered before the next one comes.
 _DEFAULTS = {"accuracy_target": 0.95, "fps": 15, "slo_ms": 66}
@@ -104,4 +105,4 @@ def _query(camera: _Camera, input_size: int) -> dict[str, Any]:
 def write_workload(document: Mapping[str, Any], path: Path) -> None:
     """Write a workload file with a word on what it is."""
     head = "# Written by `gemel demo`. Change it, then: gemel originals, gemel search, gemel serve.\n"
-    path.write_text(head + yaml.safe_dump(dict(document), sort_keys=False, width=120), encoding="utf-8")
+    write_output(path, (head + yaml.safe_dump(dict(document), sort_keys=False, width=120)).encode())

@@ -26,6 +26,7 @@ from gemel_ray.spec.units import parse_bytes
 from gemel_ray.spec.workload import Workload
 from gemel_ray.vision.costs import model_cost
 from gemel_ray.vision.recording import Recording, accuracies, read_recording, record_answers, write_recording
+from gemel_ray.weights.outputs import write_output, writing_output
 from gemel_ray.weights.store import Store, open_store
 
 # Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
@@ -83,7 +84,7 @@ def simulate_store(
         asked[-1] = replace(asked[-1], wants_trace=True)
     played = _all_played(models, profile, asked, options.processes, report)
     if options.trace is not None and played[-1].trace is not None:
-        options.trace.write_text(json.dumps(played[-1].trace), encoding="utf-8")
+        write_output(options.trace, json.dumps(played[-1].trace).encode())
     return [_row(profile, each, found, recording) for each, found in zip(asked, played, strict=True)]
 
 
@@ -116,7 +117,8 @@ def _recording(workload: Workload, store: Store, manifest: Manifest, options: Si
         workload, store, manifest, most_frames=options.most_frames, allow_factories=options.allow_factories
     )
     if options.answers is not None:
-        write_recording(recording, options.answers)
+        with writing_output(options.answers) as beside:
+            write_recording(recording, beside)
     return recording
 
 

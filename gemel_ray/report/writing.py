@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemel_ray.spec.errors import GemelError, InputError
+from gemel_ray.spec.errors import GemelError
+from gemel_ray.weights.outputs import write_output
 
 if TYPE_CHECKING:
     # Both need the plotting library, which an edge box does without.
@@ -35,7 +36,7 @@ def write_report(
     from gemel_ray.report.page import page
 
     facts = gather(str(store_uri), release, simulations=simulations, allow_factories=allow_factories)
-    _write(out, page(facts).encode())
+    write_output(out, page(facts).encode())
     pictures = [] if png is None else [str(path) for path in _pictures(facts, png)]
     return {"report": str(out), "pictures": pictures, **facts.document()}
 
@@ -62,13 +63,5 @@ def _drawn(section: Section, facts: Facts, folder: Path) -> Iterator[Path]:
     for name, ground in (("light", LIGHT), ("dark", DARK)):
         sheet, path = Sheet(ground), folder / f"{section.name}_{name}.png"
         height, width = plot.height(facts, sheet), plot.width(facts, sheet)
-        _write(path, to_png(lambda figure, sheet=sheet: plot.draw(figure, facts, sheet), sheet, height, width))  # type: ignore[misc]
+        write_output(path, to_png(lambda figure, sheet=sheet: plot.draw(figure, facts, sheet), sheet, height, width))  # type: ignore[misc]
         yield path
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another place") from error

@@ -56,10 +56,8 @@ class StoreChanges:
         self._check()
         try:
             return self._done(wish)
-        except InputError as error:
-            raise ConflictError(str(error).removeprefix("--query ")) from error
-        except MissingReleaseError as error:
-            raise ConflictError(str(error).replace("--to", "`gemel revert --to`")) from error
+        except (InputError, MissingReleaseError) as error:
+            raise ConflictError(str(error)) from error
         except StoreError as error:
             log.warning("not changed: %s", error)
             raise ConflictError(f"nothing was changed: {error}") from error

@@ -103,7 +103,7 @@ class Manifest(Strict):
     merge_configuration: MergeConfiguration = MergeConfiguration()
     blobs: dict[Sha256, BlobInfo]
     # Bytes of all parameters and buffers, shared ones counted once.
-    bytes_before: int
+    bytes_before: Annotated[int, Field(gt=0)]
     bytes_after: int
     provenance: Provenance
 

@@ -1,4 +1,4 @@
-"""Sizes as people write them, and back."""
+"""Sizes as people write them, and back; counts in words."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 blob', '2 blobs'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 ByteSize = Annotated[int, BeforeValidator(parse_bytes)]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs
 
-from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.weights.http_store import HTTP_TYPE, http_system
 
 _LOCK = ".lock"
@@ -48,15 +50,19 @@ class Files:
 
     @classmethod
     def at(cls, uri: str | Path) -> Files:
-        """Open a folder path, any URI that pyarrow.fs understands, or http(s):// to read; StoreError for any other."""
+        """Open a folder path, any URI that pyarrow.fs understands, or http(s):// to read; InputError for any other.
+
+        StoreError where opening it fails.
+        """
         text = str(uri)
         if "://" not in text:
             return cls(fs.LocalFileSystem(), absolute_uri(text))
         try:
             over_http = text.lower().startswith(("http://", "https://"))
             system, root = http_system(text) if over_http else fs.FileSystem.from_uri(text)
-        except (ValueError, OSError) as error:
-            raise StoreError(
+        except (ValueError, NotImplementedError, OSError) as error:
+            kind = StoreError if isinstance(error, OSError) else InputError
+            raise kind(
                 f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://... or https://..."
             ) from error
         return cls(system, root)
@@ -74,6 +80,12 @@ class Files:
         """Whether there is a file of that name."""
         with self._told(name, "looked up"):
             return bool(self._system.get_file_info(self.locate(name)).type == fs.FileType.File)
+
+    def size(self, name: str) -> int | None:
+        """A file's length in bytes, None where there is no such file."""
+        with self._told(name, "looked up"):
+            info = self._system.get_file_info(self.locate(name))
+        return self._entry(info).file_bytes if info.is_file else None
 
     def entries(self, folder: str) -> list[Entry]:
         """All files below a folder, sorted by name; empty where there is no such folder."""
@@ -104,6 +116,19 @@ class Files:
                     return bytes(stream.read())
             except FileNotFoundError:
                 return None
+
+    def read_json(self, name: str, way_out: str) -> dict[str, Any] | None:
+        """The mapping in a JSON file, None where there is no file. StoreError, with the way out, for anything else."""
+        data = self.read(name)
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.locate(name)} is damaged ({error}); {way_out}") from error
+        if not isinstance(found, dict):
+            raise StoreError(f"{self.locate(name)} is damaged (it is no mapping); {way_out}")
+        return found
 
     def write(self, name: str, data: bytes) -> None:
         """Put a whole file in place of any of that name. StoreError (disk full, no permission) leaves nothing."""

@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
 import platform
-import re
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
-from gemel_ray.spec.errors import InputError, MissingBlobError, MissingReleaseError, StoreError, nearest
+from gemel_ray.spec.errors import (
+    CorruptBlobError,
+    InputError,
+    MissingBlobError,
+    MissingReleaseError,
+    StoreError,
+    nearest,
+)
 from gemel_ray.spec.layers import LayerRef
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Manifest, Provenance, ReleasedQuery
 from gemel_ray.weights.files import Entry
+from gemel_ray.weights.lineage import parent_of, root_of
+from gemel_ray.weights.names import LINEAGE, manifest_name
+from gemel_ray.weights.searches import SearchNeeds, needs_of
 from gemel_ray.weights.store import Store
 
 # A search puts a candidate's blobs minutes before it publishes them; a day leaves room for what was interrupted.
 GRACE_HOURS = 24.0
 # A leftover younger than this may be a file that somebody is writing at this moment.
 _WRITING_HOURS = 1.0
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
 
 
 def revert_head(store: Store, to: int | None = None) -> Manifest:
     """Make a release HEAD, the parent of HEAD by default.
 
-    MissingReleaseError names the releases there are; MissingBlobError leaves HEAD where it is. InputError while a
-    release is pinned.
+    MissingReleaseError names the releases there are, and so does StoreError where HEAD or its parent cannot be read;
+    MissingBlobError and CorruptBlobError (of another length than it should be) leave HEAD where it is. InputError while
+    a release is pinned.
     """
     check_unpinned(store)
-    manifest = store.manifest(_parent_of_head(store) if to is None else to)
+    manifest = _before_head(store) if to is None else store.manifest(to)
     _check_whole(store, manifest, "HEAD stays")
     store.set_head(manifest.release)
     return manifest
@@ -45,7 +53,7 @@ def revert_head(store: Store, to: int | None = None) -> Manifest:
 def pin(store: Store, release: int | None = None) -> Manifest:
     """Let a release be served whatever is published later, by default the one that is to be served now.
 
-    MissingReleaseError names the releases there are; MissingBlobError leaves the pin as it is.
+    MissingReleaseError names the releases there are; MissingBlobError and CorruptBlobError leave the pin as it is.
     """
     manifest = store.manifest(store.wanted() if release is None else release)
     _check_whole(store, manifest, "it was not pinned")
@@ -67,22 +75,42 @@ def check_unpinned(store: Store) -> None:
 
 
 def _check_whole(store: Store, manifest: Manifest, told: str) -> None:
-    if lost := [sha for sha in sorted(manifest.blobs) if not store.has_blob(sha)]:
-        raise MissingBlobError(
-            f"{store.locate_blob(lost[0])} is missing, and release {manifest.release} needs it; {told}. Restore it "
-            "from a copy of the store, or choose another release (`gemel verify` lists all damage)"
-        )
+    for sha, info in sorted(manifest.blobs.items()):
+        if store.blob_bytes(sha) == info.file_bytes:
+            continue
+        try:
+            store.read_blob(sha)
+        except (MissingBlobError, CorruptBlobError) as error:
+            what = "missing" if isinstance(error, MissingBlobError) else "damaged"
+            raise type(error)(
+                f"{store.locate_blob(sha)} is {what}, and release {manifest.release} needs it; {told}. Restore it "
+                "from a copy of the store, or choose another release (`gemel verify` lists all damage)"
+            ) from error
 
 
-def _parent_of_head(store: Store) -> int:
-    head = store.manifest()
-    if head.parent is None:
-        why = f"HEAD is release {head.release}, which has no parent"
-    elif head.parent not in store.releases():
-        why = f"release {head.parent}, the parent of HEAD ({head.release}), was removed"
-    else:
-        return head.parent
-    raise MissingReleaseError(f"{store.locate()}: {why}; say --to with one of {store.releases()}")
+def _before_head(store: Store) -> Manifest:
+    """HEAD's parent. StoreError says which releases there are to go to instead."""
+    try:
+        head = store.manifest()
+        parent = parent_of(store, head)
+        if parent in store.releases():
+            return store.manifest(parent)
+    except StoreError as error:
+        told = f"the release before HEAD cannot be read; say --to with one of {_readable(store)}"
+        raise type(error)(f"{store.locate()}: {told}. {error}") from error
+    why = f"HEAD is release {head.release}, which has no parent"
+    if parent is not None:
+        why = f"release {parent}, the parent of HEAD ({head.release}), was removed"
+    raise MissingReleaseError(f"{store.locate()}: {why}; say --to with one of {_readable(store)}")
+
+
+def _readable(store: Store) -> list[int]:
+    """The releases whose manifests can be read."""
+    found = []
+    for number in store.releases():
+        with contextlib.suppress(StoreError):
+            found.append(store.manifest(number).release)
+    return found
 
 
 def revert_queries(store: Store, names: Collection[str], base: int | None = None) -> Manifest:
@@ -134,12 +162,10 @@ def _check_revertible(manifest: Manifest, root: Manifest, names: Collection[str]
         if name not in manifest.queries or name not in root.queries:
             lacking = root if name in manifest.queries else manifest
             known = manifest.queries.keys() & root.queries.keys()
-            raise InputError(
-                f"--query {name!r}: release {lacking.release} has none of that name; {nearest(name, known)}"
-            )
+            raise InputError(f"query {name!r}: release {lacking.release} has none of that name; {nearest(name, known)}")
     if all(manifest.queries[name].weights == root.queries[name].weights for name in names):
         already = f"runs its original in release {manifest.release} already"
-        raise InputError(f"--query {', '.join(names)}: {already}; nothing was published")
+        raise InputError(f"query {', '.join(names)}: {already}; nothing was published")
 
 
 def _original(released: ReleasedQuery, original: ReleasedQuery) -> ReleasedQuery:
@@ -192,7 +218,8 @@ def collect_garbage(
     With `keep`, releases go as well, except for the newest so many, HEAD, a pinned one, those that an unfinished
     search goes on from, and the originals of all these. Blobs that an unfinished search has yet to publish stay.
     Publishers on a local disk wait meanwhile; on other file systems the grace period alone protects what they have
-    put. Raises StoreError, and removes nothing, where a manifest or a search's state cannot be read.
+    put. Raises StoreError, and removes nothing, where a manifest or a search's state cannot be read, or a
+    release is lost that HEAD, PIN or a child names.
     """
     if grace_hours < 0 or (keep is not None and keep < 1):
         raise InputError(f"keep {keep}, grace {grace_hours} hours: keep at least 1 release, and 0 hours or more")
@@ -214,13 +241,12 @@ def _find_garbage(store: Store, keep: int | None, grace_hours: float) -> Garbage
     # Files before manifests: what is put and published in between is not among the files.
     blobs, leftovers = store.blobs(), store.leftovers()
     try:
-        searches = {name: store.read_state(name) or {} for name in store.searches()}
+        searches = [needs_of(store, name) for name in store.searches()]
         releases = {number: store.manifest(number) for number in store.releases()}
-        kept = set(releases) if keep is None else _kept(store, releases, searches, keep)
+        kept = _kept(store, releases, searches, keep)
     except StoreError as error:
         raise StoreError(f"nothing was removed, since not all that may be needed can be read: {error}") from error
-    used = {sha for number in kept for sha in releases[number].blobs}
-    used |= {sha for state in searches.values() for sha in _SHA256.findall(json.dumps(state))}
+    used = {sha for number in kept for sha in releases[number].blobs}.union(*(search.blobs for search in searches))
     until_s = time.time() - 3600 * grace_hours
     written_until_s = min(until_s, time.time() - 3600 * _WRITING_HOURS)
     unused = [entry for sha, entry in blobs.items() if sha not in used]
@@ -232,20 +258,37 @@ def _find_garbage(store: Store, keep: int | None, grace_hours: float) -> Garbage
     )
 
 
-def _kept(store: Store, releases: dict[int, Manifest], searches: dict[str, dict[str, Any]], keep: int) -> set[int]:
-    """The releases that stay."""
-    wanted = {store.manifest().release, *sorted(releases)[-keep:], store.wanted() or 0}
-    for name, state in searches.items():
-        wanted |= set(_awaited(name, state, releases))
-    roots = {store.lineage(number)[-1] for number in wanted & releases.keys()}
+def _kept(store: Store, releases: dict[int, Manifest], searches: list[SearchNeeds], keep: int | None) -> set[int]:
+    """The releases that stay. StoreError where one is named, by HEAD, PIN or a child, that is not there."""
+    wanted = set(sorted(releases)[-keep:] if keep else releases) | _named(store, needs_head=keep is not None)
+    for search in searches:
+        wanted |= _awaited(search, releases)
+    parents = store.removed_parents() | {number: parent_of(store, manifest) for number, manifest in releases.items()}
+    roots = {_known_root(number, parents) for number in wanted & releases.keys()}
     return (wanted | roots) & releases.keys()
 
 
-def _awaited(name: str, state: dict[str, Any], releases: dict[int, Manifest]) -> Iterator[int]:
-    """The releases that an unfinished search goes on from."""
-    parts = state.get("states", [])
-    if any(part.get("round") for part in parts):
-        yield from (part["release"] for part in parts)
-        yield state["root"]
-        own = [number for number, found in releases.items() if found.provenance.trial.get("search") == name]
-        yield from own[-1:]
+def _named(store: Store, *, needs_head: bool) -> set[int]:
+    """The releases of HEAD and PIN; their manifests are looked for, since blobs of a lost one would count as unused."""
+    head, pinned = store.head(), store.pinned()
+    found = {store.manifest(pinned).release} if pinned is not None else set()
+    return found | {store.manifest().release} if needs_head or head is not None else found
+
+
+def _known_root(release: int, parents: Mapping[int, int | None]) -> int:
+    root = root_of(release, parents)
+    if root in parents:
+        return root
+    raise StoreError(
+        f"release {root}, from which release {release} descends, is not there, and {LINEAGE} does not tell its parent; "
+        f'copy {manifest_name(root)} back. Where it is gone for good, write {{"{root}": N}} into {LINEAGE}, beside '
+        "what it tells already: N is the release that it was made from, null where it was the originals"
+    )
+
+
+def _awaited(search: SearchNeeds, releases: dict[int, Manifest]) -> set[int]:
+    """The releases that an unfinished search goes on from, the last it published among them."""
+    if not search.releases:
+        return set()
+    own = [number for number, found in releases.items() if found.provenance.trial.get("search") == search.name]
+    return {*search.releases, *own[-1:]}

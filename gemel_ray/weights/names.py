@@ -7,6 +7,7 @@ import re
 from gemel_ray.spec.errors import StoreError
 
 PIN = "PIN"
+LINEAGE = "lineage.json"
 STATE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -25,12 +25,12 @@ from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, MissingRel
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
 from gemel_ray.weights.files import Entry, Files
-from gemel_ray.weights.names import PIN, STATE, blob_name, manifest_name, state_name
+from gemel_ray.weights.lineage import LINEAGE_WAY_OUT, parent_of, release_number, removed_parents
+from gemel_ray.weights.names import LINEAGE, PIN, STATE, blob_name, manifest_name, state_name
 from gemel_ray.weights.verification import Problem, problems_of
 
-_MANIFEST = re.compile(r"releases/(\d{6,})\.json")
+_MANIFEST = re.compile(r"releases/([0-9]{6,})\.json")
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
-_LINEAGE = "lineage.json"
 _NONE = "none"
 # A blob that is put again after so long counts as new, or `gemel gc` could take it before it is published.
 _FRESH_S = 3600.0
@@ -38,7 +38,10 @@ _log = logging.getLogger(__name__)
 
 
 def open_store(uri: str | Path, *, create: bool = False) -> Store:
-    """Open a store at a folder or a pyarrow.fs URI; StoreError where there is none, unless it is to be created."""
+    """Open a store at a folder or a pyarrow.fs URI; StoreError where there is none, unless it is to be created.
+
+    InputError for what is no URI of a store.
+    """
     files = Files.at(uri)
     if not create and not files.exists("HEAD") and not (files.can_list and files.names("releases")):
         raise StoreError(f"{files.locate('')} holds no releases; make some with `gemel demo` or `gemel search`")
@@ -96,6 +99,10 @@ class Store:
             )
         return data
 
+    def blob_bytes(self, sha: str) -> int | None:
+        """How long a blob's file is, None where there is none."""
+        return self._files.size(blob_name(sha))
+
     # releases
 
     def releases(self) -> list[int]:
@@ -124,27 +131,39 @@ class Store:
         text = "" if data is None else data.decode(errors="replace").strip()
         if data is None or (name == PIN and text == _NONE):
             return None
-        if not text.isdigit():
+        number = release_number(text)
+        if number is None:
             raise StoreError(
                 f"{self.locate(name)} says {text[:40]!r}, not a release number{self._held('write one of')}"
             )
-        return int(text)
+        return number
 
     def manifest(self, release: int | None = None) -> Manifest:
         """A release's manifest, HEAD's by default. Raises MissingReleaseError or StoreError."""
         number = self.head() if release is None else release
-        data = None if number is None else self._files.read(manifest_name(number))
-        if number is None or data is None:
-            what = "HEAD names no release yet" if number is None else f"has no release {number}"
-            raise MissingReleaseError(f"{self.locate()} {what}{self._held()}")
+        if number is None:
+            raise MissingReleaseError(f"{self.locate()} HEAD names no release yet{self._held()}")
+        data = self._files.read(manifest_name(number))
+        if data is None:
+            raise MissingReleaseError(f"{self.locate()} has no release {number}{self._told_missing(number)}")
         path = self.locate(manifest_name(number))
         try:
             found = Manifest.model_validate_json(data)
         except ValidationError as error:
-            raise StoreError(f"{path} is not a manifest this version can read:\n{explain(error, Manifest)}") from error
+            raise StoreError(
+                f"{path} is not a manifest this version can read; restore it from a copy of the store, or go to "
+                f"another release: `gemel revert --to N`:\n{explain(error, Manifest)}"
+            ) from error
         if found.release != number:
             raise StoreError(f"{path} describes release {found.release}; a release's file must keep its name")
         return found
+
+    def _told_missing(self, number: int) -> str:
+        """Who names a release that is not there, what is, and the way out."""
+        for name, way_out in ((PIN, "`gemel unpin`"), ("HEAD", "`gemel revert --to N`")):
+            if (self._files.read(name) or b"").strip() == str(number).encode():
+                return f", which {name} names{self._held()}; copy {manifest_name(number)} back, or say {way_out}"
+        return self._held()
 
     def _held(self, words: str = "it holds") -> str:
         return f"; {words} {self.releases() or 'none'}" if self._files.can_list else ""
@@ -182,50 +201,51 @@ class Store:
     def set_head(self, release: int) -> None:
         """Make an existing release the one to serve."""
         with self._files.exclusively():
-            if not self._files.exists(manifest_name(release)):
-                raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
+            self._check_there(release)
             self._write_head(release)
 
     def set_pin(self, release: int | None) -> None:
         """Let an existing release be served whatever HEAD says, or HEAD again."""
         with self._files.exclusively():
-            if release is not None and not self._files.exists(manifest_name(release)):
-                raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
+            if release is not None:
+                self._check_there(release)
             # Unpinned is written too: some web servers answer for what is not there as for what is forbidden.
             self._files.write(PIN, f"{_NONE if release is None else release}\n".encode())
+
+    def _check_there(self, release: int) -> None:
+        if not self._files.exists(manifest_name(release)):
+            raise MissingReleaseError(f"{self.locate()} has no release {release}; it holds {self.releases()}")
 
     def _write_head(self, release: int) -> None:
         self._files.write("HEAD", f"{release}\n".encode())
 
     def lineage(self, release: int) -> list[int]:
-        """The release, its parent, and so on to the root (the originals); ends early where a manifest was lost."""
-        removed, found = self._removed_parents(), [release]
+        """The release, its parent, and so on to the root (the originals); ends early where a manifest was lost.
+
+        StoreError where a manifest or lineage.json is damaged.
+        """
+        removed, found = self.removed_parents(), [release]
         while True:
             # Asked for one by one: a store read over HTTP cannot be listed.
             try:
-                parent = self.manifest(found[-1]).parent
+                parent = parent_of(self, self.manifest(found[-1]))
             except MissingReleaseError:
                 parent = removed.get(found[-1])
-            if parent is None or parent in found:
+            if parent is None:
                 return found
             found.append(parent)
 
-    def _removed_parents(self) -> dict[int, int | None]:
-        found = self._read_json(_LINEAGE, "remove it, and name releases with --to where a parent is gone")
-        return {int(number): parent for number, parent in (found or {}).items()}
+    def removed_parents(self) -> dict[int, int | None]:
+        """The releases that `gemel gc` removed, and their parents. StoreError where that cannot be read."""
+        return removed_parents(self._files.read_json(LINEAGE, LINEAGE_WAY_OUT) or {}, self.locate(LINEAGE))
 
     # searches
 
     def read_state(self, name: str) -> dict[str, Any] | None:
         """What a search wrote down last, None where there is nothing."""
-        return self._read_json(state_name(name), "remove it to start that search afresh")
-
-    def _read_json(self, name: str, way_out: str) -> dict[str, Any] | None:
-        data = self._files.read(name)
-        try:
-            return None if data is None else dict(json.loads(data))
-        except (TypeError, ValueError) as error:
-            raise StoreError(f"{self.locate(name)} is damaged ({error}); {way_out}") from error
+        return self._files.read_json(
+            state_name(name), "restore it from a copy of the store, or remove it to start that search afresh"
+        )
 
     def write_state(self, name: str, state: dict[str, Any]) -> None:
         """Write down what a search needs to be taken up again."""
@@ -265,9 +285,9 @@ class Store:
     def remove_releases(self, releases: Iterable[int]) -> None:
         """Delete manifests, after writing down their parents. Their blobs stay, and are used by them no more."""
         numbers = list(releases)
-        parents = self._removed_parents() | {number: self.manifest(number).parent for number in numbers}
+        parents = self.removed_parents() | {number: self.manifest(number).parent for number in numbers}
         if numbers:
-            self._files.write(_LINEAGE, json.dumps(parents).encode())
+            self._files.write(LINEAGE, json.dumps(parents).encode())
         self._files.delete(manifest_name(number) for number in numbers)
 
     def remove_files(self, entries: Iterable[Entry]) -> None:

@@ -78,6 +78,16 @@ def test_a_store_is_a_table_of_releases_and_a_release_of_queries(tiny, tmp_path)
     assert store.report(tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 
+def test_a_damaged_release_is_a_row_beside_the_others(tmp_path):
+    made = publish_tiny_release(tmp_path / "store")
+    (made.store / "releases" / "000001.json").write_text("{")
+    store = gemel_ray.open_store(made.store)
+    (row,) = store.rows()
+    assert row["release"] == 1
+    assert "damaged: " in row["note"]
+    check_table(store, 1)
+
+
 def test_a_simulation_is_a_table_of_policies(tiny):
     found = gemel_ray.simulate(tiny.store, rates="t4", policy="ours,ours_merged", memory="64MiB", seconds=2)
     check_table(found, rows=2)

@@ -5,7 +5,7 @@ import socket
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_release import publish_tiny_release
+from tiny_release import publish_merged, publish_tiny_release
 
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.models import build_model
@@ -99,3 +99,21 @@ def test_a_way_to_compute_that_is_not_known_is_refused_with_the_nearest_one(tmp_
     told = {"profile": ("store",)}.get(command, (written(tmp_path), "--store", "store"))
     printed = gemel(tmp_path, command, *told, "--way", "bfloat61", code=2)
     assert "--way 'bfloat61' is no way to compute; did you mean 'bfloat16'" in printed
+
+
+def test_a_damaged_release_is_listed_beside_those_to_go_back_to(tmp_path, gemel):
+    publish_merged(tmp_path, ("north_cars", "south_cars"))
+    manifest = tmp_path / "store" / "releases" / "000001.json"
+    manifest.write_text(manifest.read_text()[:-300])
+    first, second = gemel(tmp_path, "releases", "store", "--json", code=1)
+    assert (first["release"], first["bytes_after"], second["is_head"], second["problem"]) == (1, None, True, None)
+    assert "is not a manifest this version can read; restore it from a copy" in first["problem"]
+    assert "damaged" in gemel(tmp_path, "releases", "store", code=1)
+    assert "1 problem" in gemel(tmp_path, "verify", "store", code=1).splitlines()[0]
+
+
+@pytest.mark.parametrize(("command", "uri"), [("releases", "foo://bar"), ("gc", "file:///a b")])
+def test_what_is_no_uri_of_a_store_is_wrong_input(tmp_path, gemel, command, uri):
+    printed = gemel(tmp_path, command, uri, code=2)
+    assert f"error: store '{uri}' cannot be opened" in printed
+    assert "Traceback" not in printed

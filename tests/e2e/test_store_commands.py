@@ -91,7 +91,7 @@ def test_a_reverted_query_answers_as_its_original_does_and_the_others_as_before(
 def test_a_mistyped_query_is_told_and_nothing_changes(fixed, tmp_path, gemel):
     store, _, _ = fixed
     printed = gemel(tmp_path, "revert", store.locate(), "--query", "south_car", code=2)
-    assert "--query 'south_car': release 2 has none of that name; did you mean 'south_cars'?" in printed
+    assert "query 'south_car': release 2 has none of that name; did you mean 'south_cars'?" in printed
     assert (store.releases(), store.head()) == ([1, 2], 2)
 
 

@@ -29,6 +29,8 @@ def gemel(*arguments):
         (("analyze", EXAMPLE, "--rule", "same"), 2, "choose exact or shape"),
         (("releases", "nowhere"), 1, "holds no releases"),
         (("nonsense",), 2, "No such command"),
+        (("gc", "nowhere", "--keep", "-7"), 2, "equal to 1, got"),
+        (("search", EXAMPLE, "--store", "s", "--gate-margin", "5"), 2, "'5'"),
     ],
 )
 def test_what_goes_wrong_is_said_without_a_traceback(arguments, code, told):

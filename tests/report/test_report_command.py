@@ -50,3 +50,28 @@ def test_what_goes_wrong_is_said_with_the_way_out(store, arguments, code, told):
     assert (done.returncode, done.stdout) == (code, "")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+import matplotlib.font_manager
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+from gemel_ray.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("report", "store", "--out", "kept.html"), ("simulate", "store", "--rates", "t4", "--trace", "kept.html")],
+)
+def test_a_full_disk_leaves_the_former_file_and_nothing_half_written(store, arguments):
+    (store / "kept.html").write_text("the former page")
+    before = sorted(store.rglob("*"))
+    command = [sys.executable, "-c", FULL_DISK, *arguments]
+    done = subprocess.run(command, cwd=store, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "kept.html: cannot be written (File too large)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (sorted(store.rglob("*")), (store / "kept.html").read_text()) == (before, "the former page")

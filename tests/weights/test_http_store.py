@@ -9,7 +9,7 @@ import pytest
 from family_kit import ORIGINALS, publish_family
 from weights_kit import blob_file
 
-from gemel_ray.spec.errors import CorruptBlobError, MissingReleaseError, StoreError
+from gemel_ray.spec.errors import CorruptBlobError, InputError, MissingReleaseError, StoreError
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.maintenance import originals_of
 from gemel_ray.weights.store import open_store
@@ -179,5 +179,5 @@ def test_an_empty_folder_behind_a_web_server_holds_no_releases(tmp_path):
 
 @pytest.mark.parametrize("uri", ["http://", "https:///path", "http://me:word@host/store", "http://host/store?token=x"])
 def test_an_address_with_a_password_or_without_a_host_is_refused(uri):
-    with pytest.raises(StoreError, match="write https://host/path"):
+    with pytest.raises(InputError, match="write https://host/path"):
         open_store(uri)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pyarrow import fs
 from weights_kit import a_manifest, blob_file, files_below, publish
 
-from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, MissingReleaseError, StoreError
+from gemel_ray.spec.errors import CorruptBlobError, InputError, MissingBlobError, MissingReleaseError, StoreError
 from gemel_ray.spec.release import BlobInfo, Manifest
 from gemel_ray.weights.files import Files
 from gemel_ray.weights.store import Store, open_store
@@ -124,12 +124,14 @@ def test_a_head_that_points_nowhere_is_found_by_verify(store):
     assert "release 7, which does not exist" in store.verify()[0].what
 
 
-def test_a_head_that_is_no_number_is_named_and_found_by_verify(store):
+@pytest.mark.parametrize("text", ["seven", "²", "٣", "1" * 5000])
+@pytest.mark.parametrize("name", ["HEAD", "PIN"])
+def test_a_head_or_pin_that_is_no_number_is_named_and_found_by_verify(store, name, text):
     publish(store)
-    Path(store.locate("HEAD")).write_text("seven\n")
-    with pytest.raises(StoreError, match=r"HEAD says 'seven', not a release number; write one of \[1\]"):
-        store.head()
-    assert [problem.path for problem in store.verify()] == ["HEAD"]
+    Path(store.locate(name)).write_text(f"{text}\n")
+    with pytest.raises(StoreError, match=rf"{name} says '{text[:40]}', not a release number; write one of \[1\]"):
+        store.wanted()
+    assert [problem.path for problem in store.verify()] == [name]
 
 
 def test_an_empty_folder_is_no_store(tmp_path):
@@ -137,9 +139,10 @@ def test_an_empty_folder_is_no_store(tmp_path):
         open_store(tmp_path)
 
 
-def test_an_unknown_kind_of_store_is_refused():
-    with pytest.raises(StoreError, match=r"'nosuch://x' cannot be opened.*give a folder or a URI"):
-        open_store("nosuch://x")
+@pytest.mark.parametrize("uri", ["nosuch://x", "file:///a b", "file://host/x", "https://"])
+def test_what_is_no_uri_of_a_store_is_wrong_input(uri):
+    with pytest.raises(InputError, match=rf"'{uri}' cannot be opened.*give a folder or a URI"):
+        open_store(uri)
 
 
 def test_an_unknown_key_in_a_manifest_is_named(store):
@@ -211,7 +214,7 @@ def test_a_search_finds_what_it_wrote_down(tmp_path_factory, state):
     assert store.read_state("main-street") == state
 
 
-@pytest.mark.parametrize("text", ["{", "3", ""])
+@pytest.mark.parametrize("text", ["{", "3", "", "null", "[[1, 2]]", "[" * 100_000])
 def test_a_damaged_search_state_is_named(store, text):
     store.write_state("s", {})
     Path(store.locate("searches/s.json")).write_text(text)
@@ -229,10 +232,11 @@ def test_a_store_on_another_file_system_does_the_same(remote_files, tmp_path):
     remote = Store(remote_files)
     publish(remote)
     second, sha = publish(remote, b"two")
-    remote.write_state("s", {"a": 1})
+    state = {"root": 1, "states": []}
+    remote.write_state("s", state)
     assert remote.manifest() == second
     assert remote.read_blob(sha) == b"two"
-    assert remote.read_state("s") == {"a": 1}
+    assert remote.read_state("s") == state
     assert remote.verify() == []
     assert open_store(tmp_path / "bucket" / "store").manifest() == second
 
