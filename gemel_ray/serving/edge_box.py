@@ -53,6 +53,7 @@ class EdgeBox:
     ) -> None:
         """`release` stays with one release instead of following HEAD. `workload` is what a re-merge is made of."""
         self._options = options
+        self._store = store
         folder = cache_folder(store, options.cache)
         self._follower = Follower(store, folder, release=release)
         self._engine = Engine(
@@ -138,7 +139,7 @@ class EdgeBox:
 
     def _check(self) -> bool:
         serving = followed_release(self._manifest)
-        manifest = self._follower.news(serving if self._is_compared else None)
+        manifest = self._news(serving if self._is_compared else None)
         if manifest is None:
             return False
         mine = self._mine(manifest)
@@ -200,7 +201,7 @@ class EdgeBox:
 
     def _started_from_store(self, last: Manifest | None) -> Manifest:
         try:
-            manifest = self._follower.news(None)
+            manifest = self._news(None)
         except StoreError as error:
             if last is not None and (unknown := self._unknown(last)):
                 raise InputError(f"{unknown} on this box's disk, and the store gives no other: {error}") from error
@@ -212,6 +213,12 @@ class EdgeBox:
         self._follower.settle(manifest)
         self._is_compared = True
         return manifest
+
+    def _news(self, serving: int | None) -> Manifest | None:
+        """See Follower.news. A box makes no releases: a folder that is not there is most likely not mounted."""
+        if "://" not in self._store and not Path(self._store).is_dir():
+            raise StoreError(f"{self._store} holds no releases: there is no such folder; mount it, or correct --store")
+        return self._follower.news(serving)
 
     def _mine(self, manifest: Manifest) -> Manifest:
         """A release with the queries of this box alone. InputError where it lacks one of them."""

@@ -270,7 +270,7 @@ def test_what_is_wrong_with_the_store_is_told_in_the_status(store, box_of, clien
     shutil.rmtree(store)
     assert not box._has_followed()
     told = client.get("/v1/status").json()["nodes"][0]["release_problem"]
-    assert "HEAD names no release" in told
+    assert "there is no such folder; mount it, or correct --store" in told
     assert client.get("/v2/health/ready").status_code == 200
 
 
