@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -98,8 +98,8 @@ def simulate(
     *,
     profile: str | Path | None = None,
     rates: str | None = None,
-    memory: str | None = None,
-    policy: str | None = None,
+    memory: str | int | Sequence[str | int] | None = None,
+    policy: str | Sequence[str] | None = None,
     seconds: float = 30,
     release: int | None = None,
     workload: WorkloadOrFile | None = None,
@@ -109,12 +109,14 @@ def simulate(
     """A release's cameras on a simulated box under every policy and budget, as `gemel simulate` runs them.
 
     Give either a `profile` (the file that `gemel profile --out` wrote) or a device's `rates`, such as "t4".
+    `memory` and `policy` are one or several; sizes are such as "32MiB", or bytes.
     """
     from gemel_ray.engine.simulating import SimulationOptions, simulate_store
 
     options = SimulationOptions(
-        release=release, profile=None if profile is None else Path(profile), rates=rates, memory=memory, policy=policy,
-        seconds=seconds, answers=None if answers is None else Path(answers), allow_factories=allow_factories,
+        release=release, profile=None if profile is None else Path(profile), rates=rates, memory=_listed(memory),
+        policy=_listed(policy), seconds=seconds, answers=None if answers is None else Path(answers),
+        allow_factories=allow_factories,
     )  # fmt: skip
     return Simulations(simulate_store(str(store), options, None if workload is None else _loaded(workload)))
 
@@ -126,7 +128,7 @@ def serve(
     *,
     release: int | None = None,
     node: str | None = None,
-    memory: str | None = None,
+    memory: str | int | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_factories: bool = False,
@@ -144,6 +146,14 @@ def serve(
         allow_factories=allow_factories,
     ) as service:  # fmt: skip
         yield RunningService(service.url)
+
+
+def _listed(given: str | int | Sequence[str | int] | None) -> str | None:
+    """As the command line takes it: 'a,b', and a number as bytes."""
+    if given is None or isinstance(given, str):
+        return given
+    several = given if isinstance(given, Sequence) else [given]
+    return ",".join(f"{each}B" if isinstance(each, int) else str(each) for each in several)
 
 
 def _loaded(workload: WorkloadOrFile) -> Workload:

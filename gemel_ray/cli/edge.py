@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +25,7 @@ from gemel_ray.cli.common import (
 )
 from gemel_ray.cli.progress import working
 from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.units import format_bytes
 
 
 def register(app: typer.Typer) -> None:
@@ -81,12 +83,14 @@ def simulate(
         str | None, typer.Option(help="Budgets, such as 32MiB,64MiB; by default from one model to all of them.")
     ] = None,
     policy: Annotated[str | None, typer.Option(help="Policies, such as ours,time_space; all without it.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Of simulated traffic.")] = 30,
+    seconds: Annotated[float, typer.Option(help="Of simulated traffic, a day at most.")] = 30,
     trace: Annotated[Path | None, typer.Option(help="Write the last run here, for chrome://tracing.")] = None,
     answers: Annotated[
         Path | None, typer.Option(help="Recorded answers: read from here, or recorded and written here.")
     ] = None,
-    frames: Annotated[int, typer.Option(min=1, help="Of each feed, at most so many unseen ones are recorded.")] = 300,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Of each feed, at most so many unseen ones are recorded; 300 without it.")
+    ] = None,
     as_json: AsJson = False,
     allow_factories: AllowFactories = False,
 ) -> None:
@@ -109,7 +113,15 @@ def simulate(
     workload = None if store is None else load_workload(Path(target))
     with working("simulating every policy and budget") as advance:
         rows = simulate_store(store or target, options, workload, advance)
+    if trace is not None:
+        _tell_trace(trace, rows[-1])
     show_result(rows, as_json, render_edge.simulations_table)
+
+
+def _tell_trace(path: Path, last: Mapping[str, Any]) -> None:
+    run = f"the last run, {last['policy']} in {format_bytes(last['budget_bytes'])}"
+    does_fit = "problem" not in last
+    tell(f"{path}: {run}" if does_fit else f"--trace {path}: nothing was written, {run}, does not fit; name others")
 
 
 def edge(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.console import Console
 
 from gemel_ray.cli.render import Document, percent, table
@@ -30,10 +32,11 @@ def demo_tables(document: Document) -> None:
         served.add_row(row["query"], *(percent(pair[side]) for pair in pairs for side in ("originals", "merged")))
     console.print(served)
     first = document["queries"][0]
+    store, workload = (shlex.quote(document[key]) for key in ("store", "workload"))
     console.print(
         f"{first['fps']:g} frames a second and camera, an answer within {first['slo_ms']:g} ms. Swapped: the "
         "originals, loaded in turn; merged: this release. Goodput: answered in time / arrived. End-to-end: the answers "
         f"given, stale ones included, against the original's on every frame.\nIt took {document['seconds']:.0f} s. "
         f"Store: {document['store']}, workload: {document['workload']}\n"
-        f"Go on: gemel show {document['store']} · gemel serve {document['workload']} --store {document['store']}"
+        f"Go on: gemel show {store} · gemel serve {workload} --store {store}"
     )

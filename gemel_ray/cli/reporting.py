@@ -13,6 +13,9 @@ from gemel_ray.cli.common import AllowFactories, AsJson, ReleaseNumber, StoreUri
 from gemel_ray.cli.progress import working
 from gemel_ray.spec.errors import InputError
 
+# Of simulated traffic.
+_SECONDS = 30
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
@@ -32,7 +35,7 @@ def report(
     policy: Annotated[
         str | None, typer.Option(help="Policies to simulate, such as ours,time_space; all without it.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Of simulated traffic.")] = 30,
+    seconds: Annotated[float | None, typer.Option(help="Of simulated traffic, a day at most; 30 without it.")] = None,
     workload: Annotated[
         Path | None, typer.Option(help="Simulate end-to-end accuracy too, on frames of this workload's feeds.")
     ] = None,
@@ -60,14 +63,14 @@ def report(
     rows = []
     if profile is not None or rates is not None:
         options = SimulationOptions(
-            release=release, profile=profile, rates=rates, memory=memory, policy=policy, seconds=seconds,
-            answers=answers, allow_factories=allow_factories,
+            release=release, profile=profile, rates=rates, memory=memory, policy=policy,
+            seconds=_SECONDS if seconds is None else seconds, answers=answers, allow_factories=allow_factories,
         )  # fmt: skip
         asked = None if workload is None else load_workload(workload)
         with working("simulating every policy and budget") as advance:
             rows = simulate_store(store, options, asked, advance)
     else:
-        _refuse_without_device(memory=memory, policy=policy, workload=workload, answers=answers)
+        _refuse_without_device(memory=memory, policy=policy, seconds=seconds, workload=workload, answers=answers)
     with working("drawing"):
         document = write_report(store, out, release=release, png=png, simulations=rows, allow_factories=allow_factories)
     show_result(document, as_json, _told)

@@ -251,10 +251,10 @@ class TorchDevice:
     def _copy_in(self, load: Load, blob: BlobFile) -> None:
         try:
             self.residence.load(load.weight, blob, load.bytes)
-        except StoreError:
+        except StoreError as error:
             if self._refetch is None:
                 raise
-            log.warning("weight %s does not load; fetching it anew", load.weight, exc_info=True)
+            log.warning("weight %s does not load and is fetched anew: %s", load.weight, error)
             self._blobs[load.weight] = self._refetch(load.weight)
             self.residence.load(load.weight, self._blobs[load.weight], load.bytes)
 

@@ -23,8 +23,9 @@ from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.ways import fastest
 from gemel_ray.engine.workspace import Work, peak_bytes
+from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.plan import Contention
-from gemel_ray.spec.profile import DeviceProfile, QueryProfile, Way
+from gemel_ray.spec.profile import MOST_THREADS, DeviceProfile, QueryProfile, Way
 from gemel_ray.spec.release import Manifest
 from gemel_ray.vision.models import task_of
 from gemel_ray.vision.tasks import Image
@@ -94,9 +95,12 @@ def profile_store(
 ) -> DeviceProfile:
     """`measure_profile` for a release in a store; its blobs are copied to a local folder first, and forgotten.
 
-    `threads` are those of an inference on a CPU, as an engine's; from then on this process's.
+    `threads` are those of an inference on a CPU, as an engine's; from then on this process's. Raises InputError for
+    more of them than any machine has cores.
     """
     if threads is not None:
+        if threads > MOST_THREADS:
+            raise InputError(f"--threads {threads}: must be at most {MOST_THREADS}; about as many as there are cores")
         torch.set_num_threads(threads)
     store = open_store(uri)
     with tempfile.TemporaryDirectory(prefix="gemel-profile-") as folder:

@@ -18,7 +18,7 @@ from gemel_ray.edge.playing import Asked, Played, play_asked
 from gemel_ray.policy.baselines import POLICIES, find_policy
 from gemel_ray.policy.estimates import estimate_profile, find_rates
 from gemel_ray.policy.sharing import Models, models_of
-from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.errors import InputError, nearest
 from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
@@ -31,6 +31,10 @@ from gemel_ray.weights.store import Store, open_store
 
 # Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
 _LEVELS = (0.0, 0.25, 0.5, 0.75)
+# A day: every frame is kept until the end, and cameras repeat themselves long before.
+_MOST_SECONDS = 86_400
+# Of each feed, where nobody says how many.
+_FRAMES = 300
 # Fewer are simulated sooner than another process starts.
 _LEAST_FRAMES = 100_000
 
@@ -48,7 +52,8 @@ class SimulationOptions:
     trace: Path | None = None
     # With a workload: recorded answers, read from this file or written there.
     answers: Path | None = None
-    most_frames: int = 300
+    # Of each feed; None takes those of a recording, or as many as are usual.
+    most_frames: int | None = None
     allow_factories: bool = False
     # More than one only where the main module may be imported again without running, as commands may.
     processes: int = 1
@@ -63,13 +68,14 @@ def simulate_store(
     """One row for each policy and budget. A budget that holds not even one model gives a row with the reason.
 
     With the workload, whose feeds have the frames, rows tell end-to-end accuracy as well. `report` is called with how
-    many rows are done, of how many. Raises InputError for what is
-    wrong with the options, StoreError for a store without that release.
+    many rows are done, of how many. Raises InputError for what is wrong with the options, StoreError for a store
+    without that release.
     """
+    _check(options, workload)
     store = open_store(uri)
     manifest = store.manifest(options.release)
     profile = read_profile(manifest, options.profile, options.rates)
-    policies = [name.strip() for name in options.policy.split(",")] if options.policy else list(POLICIES)
+    policies = [name.strip() for name in options.policy.split(",")] if options.policy is not None else list(POLICIES)
     for policy in policies:
         find_policy(policy)
     budgets = _budgets(manifest, profile, options.memory)
@@ -86,6 +92,14 @@ def simulate_store(
     if options.trace is not None and played[-1].trace is not None:
         write_output(options.trace, json.dumps(played[-1].trace).encode())
     return [_row(profile, each, found, recording) for each, found in zip(asked, played, strict=True)]
+
+
+def _check(options: SimulationOptions, workload: Workload | None) -> None:
+    if not 1 <= options.seconds <= _MOST_SECONDS:
+        raise InputError(f"--seconds {options.seconds:g}: must be from 1 to {_MOST_SECONDS} (a day)")
+    for name, value in (("answers", options.answers), ("frames", options.most_frames)):
+        if workload is None and value is not None:
+            raise InputError(f"--{name} {value}: is for end-to-end accuracy; also give the workload")
 
 
 def _all_played(
@@ -112,9 +126,9 @@ def _told(played: Iterable[Played], total: int, report: Callable[[int, int], Non
 
 def _recording(workload: Workload, store: Store, manifest: Manifest, options: SimulationOptions) -> Recording:
     if options.answers is not None and options.answers.exists():
-        return read_recording(options.answers, manifest)
+        return read_recording(options.answers, store, manifest, most_frames=options.most_frames)
     recording = record_answers(
-        workload, store, manifest, most_frames=options.most_frames, allow_factories=options.allow_factories
+        workload, store, manifest, most_frames=options.most_frames or _FRAMES, allow_factories=options.allow_factories
     )
     if options.answers is not None:
         with writing_output(options.answers) as beside:
@@ -146,7 +160,8 @@ def _row(profile: DeviceProfile, asked: Asked, played: Played, recording: Record
 def read_profile(manifest: Manifest, profile: Path | None, rates: str | None) -> DeviceProfile:
     """A profile that was measured, from its file, or one that is estimated for a device of known rates.
 
-    Raises InputError unless exactly one of them is given, for a file that is no profile, and for unknown rates.
+    Raises InputError unless exactly one of them is given, for a file that is no profile or lacks a query of the
+    release, and for unknown rates.
     """
     if (profile is None) == (rates is None):
         raise InputError("give either --profile (from `gemel profile STORE --out FILE`) or --rates (a device's name)")
@@ -155,7 +170,7 @@ def read_profile(manifest: Manifest, profile: Path | None, rates: str | None) ->
         return estimate_profile(find_rates(rates), costs)
     assert profile is not None, "checked above"
     try:
-        return DeviceProfile.model_validate_json(profile.read_text(encoding="utf-8"))
+        found = DeviceProfile.model_validate_json(profile.read_bytes())
     except OSError as error:
         raise InputError(f"--profile {profile}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
@@ -163,6 +178,13 @@ def read_profile(manifest: Manifest, profile: Path | None, rates: str | None) ->
             f"--profile {profile}: is no profile; make one with `gemel profile STORE --out FILE`:\n"
             f"{explain(error, DeviceProfile)}"
         ) from error
+    for name in manifest.queries:
+        if name not in found.queries:
+            raise InputError(
+                f"--profile {profile}: the profile of {found.device} lacks query {name!r} "
+                f"({nearest(name, found.queries)}); profile this release on this device"
+            )
+    return found
 
 
 def _budgets(manifest: Manifest, profile: DeviceProfile, memory: str | None) -> list[int]:
@@ -174,7 +196,5 @@ def _budgets(manifest: Manifest, profile: DeviceProfile, memory: str | None) -> 
     alone = {
         name: sum(manifest.blobs[sha].tensor_bytes for sha in manifest.blobs_of(name)) for name in manifest.queries
     }
-    largest = max(
-        alone[name] + min(profile.queries[name].workspace_bytes.values()) for name in alone if name in profile.queries
-    )
+    largest = max(alone[name] + min(profile.queries[name].workspace_bytes.values()) for name in alone)
     return [round(largest + level * (manifest.bytes_before - max(alone.values()))) for level in _LEVELS]

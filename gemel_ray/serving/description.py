@@ -49,4 +49,5 @@ class Description(BaseModel):
 
     def no_such(self, query: str) -> str:
         """What to tell a caller who asked for a query that is not served."""
-        return f"no query {query!r} in release {self.release} of {self.workload!r}; {nearest(query, self.queries)}"
+        # The release may have it: a box, or a fleet, need not serve all.
+        return f"no query {query!r} is served here, of release {self.release}; {nearest(query, self.queries)}"

@@ -53,6 +53,7 @@ class EdgeBox:
     ) -> None:
         """`release` stays with one release instead of following HEAD. `workload` is what a re-merge is made of."""
         self._options = options
+        self._store = store
         folder = cache_folder(store, options.cache)
         self._follower = Follower(store, folder, release=release)
         self._engine = Engine(
@@ -68,6 +69,8 @@ class EdgeBox:
         self._changes = StoreChanges(store, follows=release is None)
         # The store has news, as this box knows for certain.
         self._is_news_known = False
+        # What is served has the queries that are asked for; of a release from disk only the store's own can tell.
+        self._is_compared = False
         self._drift = options.drift and DriftService(
             options.drift, self._sampler(options.drift), self._follower, folder / "drift", store, workload,
             revert=self.revert, allow_factories=options.allow_factories,
@@ -81,12 +84,14 @@ class EdgeBox:
     def start(self) -> Manifest:
         """Serve the last good release, or the store's where there is none; from then on follow the store.
 
-        Raises StoreError where neither can be had, and what Engine.start raises for a first release.
+        Raises StoreError where neither can be had, InputError where `queries` asks for what neither has, and what
+        Engine.start raises for a first release.
         """
-        manifest = self._started_from_disk()
+        last = self._follower.last_good()
+        manifest = None if last is None else self._started_from_disk(last)
         # What is on disk may be old; what has just come from the store is not.
         self._due_s = self._options.poll_every_s if manifest is None else 0.0
-        self._manifest = manifest = manifest or self._started_from_store()
+        self._manifest = manifest = manifest or self._started_from_store(last)
         self._backend = EngineBackend(
             self._engine, manifest, node=self._node, timeout_s=self._options.request_timeout_s
         )
@@ -133,12 +138,17 @@ class EdgeBox:
                 return planned.release, f"served by this box alone, until the store's HEAD moves on: {error}"
 
     def _check(self) -> bool:
-        serving = followed_release(self._manifest) if self._is_as_asked(self._manifest) else None
-        manifest = self._follower.news(serving)
+        serving = followed_release(self._manifest)
+        manifest = self._news(serving if self._is_compared else None)
         if manifest is None:
             return False
-        self._take(self._mine(manifest))
-        return True
+        mine = self._mine(manifest)
+        # The disk may hold a release for other queries than those asked for since; its number does not tell.
+        is_news = manifest.release != serving or mine.queries.keys() != self._manifest.queries.keys()
+        if is_news:
+            self._take(mine)
+        self._is_compared = True
+        return is_news
 
     def _take(self, manifest: Manifest) -> None:
         self._follower.bring(manifest)
@@ -180,40 +190,48 @@ class EdgeBox:
         self._engine.sampler = Sampler(every_s=options.sample_every_s, most_bytes=options.waiting)
         return self._engine.sampler
 
-    def _started_from_disk(self) -> Manifest | None:
-        last = self._follower.last_good()
-        if last is None:
-            return None
+    def _started_from_disk(self, last: Manifest) -> Manifest | None:
         try:
-            self._engine.start(last, self._follower.fetch)
+            mine = self._mine(last)
+            self._engine.start(mine, self._follower.fetch)
         except GemelError as error:
             log.warning("the last good release (%d) cannot be served from disk: %s", last.release, error)
             return None
-        return last
+        return mine
 
-    def _started_from_store(self) -> Manifest:
-        manifest = self._follower.news(None)
+    def _started_from_store(self, last: Manifest | None) -> Manifest:
+        try:
+            manifest = self._news(None)
+        except StoreError as error:
+            if last is not None and (unknown := self._unknown(last)):
+                raise InputError(f"{unknown} on this box's disk, and the store gives no other: {error}") from error
+            raise
         assert manifest is not None, "nothing is being served that it could equal"
         manifest = self._mine(manifest)
         self._follower.bring(manifest)
         self._engine.start(manifest, self._follower.fetch)
         self._follower.settle(manifest)
+        self._is_compared = True
         return manifest
 
-    def _mine(self, manifest: Manifest) -> Manifest:
-        """A release with the queries of this box alone."""
-        names = self._options.queries
-        if names is None:
-            return manifest
-        if unknown := [name for name in names if name not in manifest.queries]:
-            raise InputError(
-                f"queries: release {manifest.release} has no {unknown[0]!r}; {nearest(unknown[0], manifest.queries)}"
-            )
-        return restricted(manifest, names)
+    def _news(self, serving: int | None) -> Manifest | None:
+        """See Follower.news. A box makes no releases: a folder that is not there is most likely not mounted."""
+        if "://" not in self._store and not Path(self._store).is_dir():
+            raise StoreError(f"{self._store} holds no releases: there is no such folder; mount it, or correct --store")
+        return self._follower.news(serving)
 
-    def _is_as_asked(self, manifest: Manifest) -> bool:
-        """Whether a release on disk has the queries that are asked for now; all of them is what the store knows."""
-        return self._options.queries is None or set(self._options.queries) == manifest.queries.keys()
+    def _mine(self, manifest: Manifest) -> Manifest:
+        """A release with the queries of this box alone. InputError where it lacks one of them."""
+        if unknown := self._unknown(manifest):
+            raise InputError(unknown)
+        return manifest if self._options.queries is None else restricted(manifest, self._options.queries)
+
+    def _unknown(self, manifest: Manifest) -> str | None:
+        """Which query is asked for that a release lacks."""
+        for name in self._options.queries or ():
+            if name not in manifest.queries:
+                return f"queries: release {manifest.release} has no {name!r} ({nearest(name, manifest.queries)})"
+        return None
 
     def _follow(self) -> None:
         failures, due_s = 0, self._due_s

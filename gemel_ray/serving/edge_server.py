@@ -49,12 +49,14 @@ def serve_edge(
     )
     manifest = box.start()
     try:
-        # uvicorn ends at these signals and then raises them again, which must not end us before the engine.
+        server = _server(box, options, guard, host, port, tls)
+        # From here on, not only once it runs: a signal in between would be lost. uvicorn raises them again when it has
+        # ended, which must not end us before the engine.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, server.handle_exit)
         scheme = "https" if tls else "http"
         report(f"serving release {manifest.release} at {scheme}://{host}:{port}, Ctrl-C ends it")
-        _server(box, options, guard, host, port, tls).run()
+        server.run()
     finally:
         box.stop()
 

@@ -14,7 +14,9 @@ from gemel_ray.spec.units import parse_bytes
 from gemel_ray.spec.workload import Workload
 
 
-def node_options(workload: Workload, name: str | None, memory: str | None, ways: Sequence[str] = ()) -> NodeOptions:
+def node_options(
+    workload: Workload, name: str | None, memory: str | int | None, ways: Sequence[str] = ()
+) -> NodeOptions:
     """What this machine offers as one of a workload's nodes; `memory` replaces the node's own.
 
     Raises InputError for a node that the workload does not have, where it has none and no memory is given, and for
@@ -30,13 +32,13 @@ def node_options(workload: Workload, name: str | None, memory: str | None, ways:
     node = nodes[name or next(iter(nodes))]
     return NodeOptions(
         name=node.name,
-        memory=_checked_memory(memory) if memory else node.memory,
+        memory=node.memory if memory is None else _checked_memory(memory),
         device=node.device,
         ways=ways_named(ways),
     )
 
 
-def _checked_memory(memory: str) -> int:
+def _checked_memory(memory: str | int) -> int:
     try:
         return parse_bytes(memory)
     except ValueError as error:
@@ -55,10 +57,13 @@ def wait_for_interrupt() -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raise ServingError for an address that cannot be listened at; Serve itself would retry for minutes."""
+    """Raise ServingError for an address that cannot be listened at, InputError for what is none; Serve itself would
+    retry for minutes."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ServingError(f"{host}:{port} cannot be used ({error.strerror}); choose another port") from error
+        except (OverflowError, TypeError, ValueError) as error:
+            raise InputError(f"{host!r}, port {port!r} is no address to listen at; ports are 1 to 65535") from error

@@ -15,12 +15,13 @@ from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.tokens import Role, TokenSource, without_tokens
 from gemel_ray.spec.documents import read_yaml
 from gemel_ray.spec.errors import InputError
-from gemel_ray.spec.profile import Way
+from gemel_ray.spec.profile import MOST_THREADS, Way
 from gemel_ray.spec.strict import Strict, explain
 from gemel_ray.spec.units import MIB, ByteSize
 from gemel_ray.spec.workload import Name
 
 Share = Annotated[float, Field(ge=0, le=64)]
+Threads = Annotated[int, Field(gt=0, le=MOST_THREADS)]
 
 
 class NodeOptions(Strict):
@@ -37,7 +38,7 @@ class NodeOptions(Strict):
     # Where evicted weights come back from: memory the system has to spare, or always the disk.
     reload_from: Literal["memory", "disk"] = "memory"
     # Threads of one inference on a CPU; None takes all cores.
-    threads: Annotated[int, Field(gt=0)] | None = None
+    threads: Threads | None = None
     # Ways to compute that are tried beside the plain one, and taken where they are a tenth faster: channels_last,
     # bfloat16, float16. Answers then differ by rounding.
     ways: tuple[Way, ...] = ()
@@ -131,7 +132,7 @@ class EdgeOptions(HttpOptions):
     # Where evicted weights come back from: memory the system has to spare, or always the disk.
     reload_from: Literal["memory", "disk"] = "memory"
     # Threads of one inference on a CPU; None takes all cores.
-    threads: Annotated[int, Field(gt=0)] | None = None
+    threads: Threads | None = None
     # A box that loses frames looks so often for a plan that would have answered more of them; None keeps its plan.
     replan_every_s: Annotated[float, Field(ge=1, le=86_400)] | None = 60
     # Whether sampled frames are compared with the originals' answers; None leaves that out. See drift_options.py.

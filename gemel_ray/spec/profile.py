@@ -13,15 +13,22 @@ from gemel_ray.spec.strict import Strict
 # How a model is computed; see engine.ways.
 Way = Literal["plain", "channels_last", "bfloat16", "float16"]
 WAYS: tuple[Way, ...] = get_args(Way)
-NonNegative = Annotated[float, Field(ge=0)]
-Slowdown = Annotated[float, Field(ge=1, allow_inf_nan=False)]
+# No measurement comes near these bounds, and sums and products of what lies within them stay finite.
+Milliseconds = Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)]
+BytesPerMs = Annotated[float, Field(ge=1e-3, le=1e15, allow_inf_nan=False)]
+Slowdown = Annotated[float, Field(ge=1, le=1e6, allow_inf_nan=False)]
+BatchSize = Annotated[int, Field(gt=0, le=65_536)]
+WorkspaceBytes = Annotated[int, Field(ge=0, lt=2**60)]
+
+# Of one inference; more than any machine has cores, and torch ends the process at absurd numbers.
+MOST_THREADS = 1024
 
 
 class QueryProfile(Strict):
     """Run time and workspace of one query's model, by batch size."""
 
-    run_ms: Annotated[dict[int, NonNegative], Field(min_length=1)]
-    workspace_bytes: dict[int, int]
+    run_ms: Annotated[dict[BatchSize, Milliseconds], Field(min_length=1)]
+    workspace_bytes: dict[BatchSize, WorkspaceBytes]
     # By module path in the release: after which fraction of a run the weights there are first needed. Empty where
     # nobody watched; everything counts as needed from the start then.
     first_use: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
@@ -46,8 +53,8 @@ class DeviceProfile(Strict):
 
     device: str
     estimated: bool
-    load_fixed_ms: NonNegative
-    load_bytes_per_ms: Annotated[float, Field(gt=0)]
+    load_fixed_ms: Milliseconds
+    load_bytes_per_ms: BytesPerMs
     # How many times as long an inference takes while weights load, and a load while an inference computes: more than
     # once where both use the same cores or the same memory.
     run_slowdown: Slowdown = 1.0

@@ -85,6 +85,11 @@ def _chosen(asked: str | None, out: Path, spec: ModelSpec) -> Format:
     if found not in get_args(Format):
         what = f"--format {asked!r} is not known" if asked else f"--out {out}: its ending tells no format"
         raise InputError(f"{what}; choose safetensors, torch, exported or onnx with --format")
+    ending = _ENDINGS.get(out.suffix, found)
+    if ending != found:
+        raise InputError(
+            f"--out {out}: ends as files of --format {ending} do, and --format {found} is asked for; leave one out"
+        )
     if found in ("exported", "onnx") and task_of(spec) == "detection":
         raise InputError(
             f"--format {found}: {spec.builder} finds a number of boxes that depends on the frame, which no exporter "

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Self
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from gemel_ray.policy.splits import split_frames
 from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.errors import FeedError, InputError
-from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.release import Manifest, ReleasedQuery, Sha256
+from gemel_ray.spec.strict import Strict, explain
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.vision.checkpoints import fit_state
 from gemel_ray.vision.feeds import open_feed
@@ -25,14 +28,20 @@ from gemel_ray.weights.models import load_state, reader_of
 from gemel_ray.weights.store import Store
 
 _BATCH = 32
+Answers = Annotated[tuple[Answer, ...], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(Strict):
     """One query's answers to the same frames, in order of time: its original's and its merged model's."""
 
-    original: tuple[Answer, ...]
-    merged: tuple[Answer, ...]
+    original: Answers
+    merged: Answers
+
+    @model_validator(mode="after")
+    def _same_frames(self) -> Self:
+        if len(self.original) != len(self.merged):
+            raise ValueError(f"original has {len(self.original)} answers, merged {len(self.merged)}")
+        return self
 
     def accuracy(self, standing: Sequence[int | None], *, merged: bool) -> float:
         """End-to-end accuracy of a stream in which the answer to frame `standing[i]` stood for frame i.
@@ -46,12 +55,15 @@ class Recorded:
         return end_to_end_accuracy(reference, [None if at is None else given[at % frames] for at in standing])
 
 
-@dataclass(frozen=True)
-class Recording:
+class Recording(Strict):
     """All queries' answers, by name, of one release."""
 
     release: int
-    queries: dict[str, Recorded]
+    # What answered, of whatever store: see `models_hash`.
+    models: Sha256
+    # Of each feed at most.
+    most_frames: Annotated[int, Field(gt=0)]
+    queries: Annotated[dict[str, Recorded], Field(min_length=1)]
 
 
 _RECORDING = TypeAdapter(Recording)
@@ -71,7 +83,19 @@ def record_answers(
     for name in manifest.queries:
         frames = _unseen_frames(workload, asked[name], most_frames)
         queries[name] = Recorded(original=before.answers(name, frames), merged=after.answers(name, frames))
-    return Recording(manifest.release, queries)
+    models = models_hash(originals, manifest)
+    return Recording(release=manifest.release, models=models, most_frames=most_frames, queries=queries)
+
+
+def models_hash(originals: Manifest, manifest: Manifest) -> str:
+    """A hash of all that decides what originals and merged models answer to a frame."""
+    told = [[_model(release.queries[name]) for name in manifest.queries] for release in (originals, manifest)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _model(released: ReleasedQuery) -> object:
+    query = released.query
+    return [query.name, query.model.model_dump(mode="json"), query.score_threshold, released.weights, released.slices]
 
 
 def write_recording(recording: Recording, path: Path) -> None:
@@ -79,18 +103,30 @@ def write_recording(recording: Recording, path: Path) -> None:
     path.write_bytes(_RECORDING.dump_json(recording))
 
 
-def read_recording(path: Path, manifest: Manifest) -> Recording:
-    """InputError for a file that is no recording, or one of another release."""
+def read_recording(path: Path, store: Store, manifest: Manifest, *, most_frames: int | None = None) -> Recording:
+    """InputError for a file that is no recording, one of another release or of other models, and one of another number
+    of frames where one is asked for."""
     try:
         recording = _RECORDING.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"--answers {path}: is no recording of answers ({error}); remove it to record anew") from error
-    if recording.release != manifest.release or recording.queries.keys() != manifest.queries.keys():
+    except OSError as error:
+        raise InputError(f"--answers {path}: cannot be read ({error.strerror})") from error
+    except ValidationError as error:
         raise InputError(
-            f"--answers {path}: holds answers of release {recording.release}, not of {manifest.release}; give another "
-            "file to record anew"
-        )
+            f"--answers {path}: is no recording of answers; remove it to record anew:\n{explain(error, Recording)}"
+        ) from error
+    if problem := _unsuitable(recording, store, manifest, most_frames):
+        raise InputError(f"--answers {path}: holds answers of {problem}; give another file to record anew")
     return recording
+
+
+def _unsuitable(recording: Recording, store: Store, manifest: Manifest, most_frames: int | None) -> str | None:
+    if recording.release != manifest.release or recording.queries.keys() != manifest.queries.keys():
+        return f"release {recording.release}, not of {manifest.release}"
+    if recording.models != models_hash(originals_of(store, manifest), manifest):
+        return f"other models, not of those of release {manifest.release} in {store.locate()}"
+    if most_frames not in (None, recording.most_frames):
+        return f"{recording.most_frames} frames of each feed, not of {most_frames}"
+    return None
 
 
 def accuracies(recording: Recording, standing: Mapping[str, Sequence[int | None]], *, merged: bool) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The functions of a notebook that need no cluster: values as they are, tables that read well and convert."""
 
+import os
 import subprocess
 import sys
 
@@ -93,6 +94,46 @@ def test_a_simulation_is_a_table_of_policies(tiny):
     check_table(found, rows=2)
     assert found.to_arrow()["policy"].to_pylist() == ["ours", "ours_merged"]
     assert "64.0 MiB" in found._repr_html_()
+
+
+@pytest.mark.parametrize("memory", [64 << 20, ["64MiB"], (64 << 20,)])
+def test_budgets_and_policies_may_come_as_lists_and_numbers(tiny, memory):
+    found = gemel_ray.simulate(tiny.store, rates="t4", policy=["ours", "ours_merged"], memory=memory, seconds=1)
+    assert [row["budget_bytes"] for row in found.rows()] == [64 << 20] * 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"memory": 1.5}, {"memory": []}, {"memory": [None]}, {"policy": [1]}, {"seconds": 0}]
+)
+def test_values_of_another_kind_are_wrong_input(tiny, wrong):
+    with pytest.raises(InputError):
+        gemel_ray.simulate(tiny.store, rates="t4", **wrong)
+
+
+_SERVING = """
+import socket, sys
+import gemel_ray
+taken = socket.create_server(("127.0.0.1", 0))
+for wrong in ({"memory": 0}, {"port": 70_000}, {"port": taken.getsockname()[1]}):
+    try:
+        with gemel_ray.serve(*sys.argv[1:], **{"memory": "64MiB"} | wrong):
+            pass
+    except gemel_ray.GemelError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_serving_refuses_what_the_command_line_would_and_starts_no_ray_for_it(workload_file, tiny, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", _SERVING, workload_file, tiny.store], capture_output=True, text=True,
+        env=os.environ | {"RAY_TMPDIR": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    memory, port, taken = done.stdout.splitlines()
+    assert memory.startswith("InputError --memory: 0 must be more than zero")
+    assert port.startswith("InputError '127.0.0.1', port 70000 is no address to listen at")
+    assert taken.startswith("ServingError 127.0.0.1:")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_wrong_is_raised_as_on_the_command_line(tiny, tmp_path):

@@ -297,6 +297,23 @@ def test_what_is_wrong_is_told_before_anything_is_served(folder):
     assert os.listdir(folder / "disk") == ["stores"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_box_as_soon_as_it_says_so(folder, number):
+    publish_tiny_release(folder / "store", PAIR)
+    for pause_s in (0, 0.02, 0.1, 0.5):
+        box = Box(folder, "store")
+        told = folder / "log.txt"
+        before = told.stat().st_size
+        while b"Ctrl-C ends it" not in told.read_bytes()[before:]:
+            assert box.process.poll() is None, told.read_text()
+            time.sleep(0.001)
+        time.sleep(pause_s)
+        box.process.send_signal(number)
+        assert box.process.wait(30) == 0, told.read_text()
+        box.kill()
+    assert "Traceback" not in told.read_text()
+
+
 def test_drift_is_found_and_reverted_by_a_box_of_its_own(folder):
     publish_drifting(folder / "store")
     (folder / "edge.yaml").write_text(

@@ -197,6 +197,7 @@ def test_a_file_is_readable_for_whom_the_umask_says(fixed, tmp_path):
         ("north_car", "m.pt", None, "release 2 has no query 'north_car'; did you mean 'north_cars'"),
         ("north_cars", "m.bin", None, "m.bin: its ending tells no format; choose safetensors, torch, exported or onnx"),
         ("north_cars", "m.pt", "pickle", "--format 'pickle' is not known; choose safetensors"),
+        ("north_cars", "m.pt", "safetensors", "m.pt: ends as files of --format torch do, and --format safetensors is"),
         ("north_cars", ".", None, "is a folder; name a file in it"),
     ],
 )

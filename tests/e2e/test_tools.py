@@ -1,11 +1,13 @@
 """Measuring and simulating a release by command, on a real store."""
 
 import json
+import math
 
 import pytest
 from tiny_release import CLASSIFIERS, publish_tiny_release
 
 from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+from gemel_ray.spec.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +105,60 @@ def test_with_the_workload_end_to_end_accuracy_is_told_from_answers_recorded_onc
         (("--rates", "t4", "--policy", "our"), "no policy 'our'; did you mean 'ours'?"),
         (("--rates", "t4", "--memory", "lots"), "--memory: 'lots' is not a size"),
         (("--profile", "none.json"), "none.json: cannot be read"),
+        (("--rates", "t4", "--policy", ""), "no policy ''"),
+        (("--rates", "t4", "--seconds", "1e300"), "--seconds 1e+300: must be from 1 to 86400 (a day)"),
+        (("--rates", "t4", "--answers", "a.json"), "--answers a.json: is for end-to-end accuracy; also give the"),
+        (("--rates", "t4", "--frames", "5"), "--frames 5: is for end-to-end accuracy; also give the workload"),
     ],
-    ids=["nothing", "device", "policy", "memory", "file"],
+    ids=["nothing", "device", "policy", "memory", "file", "no policy", "seconds", "answers", "frames"],
 )
 def test_bad_options_are_told(made, tmp_path, gemel, options, told):
     assert told in gemel(tmp_path, "simulate", made.store, *options, code=2)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, 0, -1])
+def test_traffic_of_no_length_and_without_end_is_refused(made, seconds):
+    with pytest.raises(InputError, match=r"--seconds .*must be from 1 to 86400"):
+        simulate_store(str(made.store), SimulationOptions(rates="t4", seconds=seconds))
+
+
+def test_absurdly_many_threads_are_refused_before_torch_ends_the_process(made, tmp_path, gemel):
+    told = gemel(tmp_path, "profile", made.store, "--threads", 100_000_000, code=2)
+    assert "--threads 100000000: must be at most 1024" in told
+
+
+COST = {"run_ms": {"1": 2.0}, "workspace_bytes": {"1": 1000}}
+PROFILE = {"device": "d", "estimated": False, "load_fixed_ms": 1.0, "load_bytes_per_ms": 1e6}
+
+
+@pytest.mark.parametrize(
+    ("profile", "told"),
+    [
+        (PROFILE | {"queries": {"north": COST}}, "lacks query 'north_cars' (did you mean 'north'?); profile this"),
+        (PROFILE | {"load_fixed_ms": math.inf, "queries": {}}, "load_fixed_ms: must be a finite number"),
+        (PROFILE | {"queries": {"a": COST | {"run_ms": {"1": math.inf}}}}, "run_ms.1: must be a finite number"),
+        (PROFILE | {"queries": {"a": COST | {"workspace_bytes": {"1": -1}}}}, "workspace_bytes.1: must be at least 0"),
+        (PROFILE | {"queries": {"a": {"run_ms": {"0": 1}, "workspace_bytes": {"0": 1}}}}, "must be more than 0"),
+        (b"\xff\xfe{}", "is no profile; make one with `gemel profile STORE --out FILE`"),
+    ],
+    ids=["other queries", "load", "run", "workspace", "batch", "no text"],
+)  # fmt: skip
+def test_a_profile_that_does_not_suit_is_wrong_input(made, tmp_path, profile, told):
+    path = tmp_path / "p.json"
+    path.write_bytes(profile if isinstance(profile, bytes) else json.dumps(profile).encode())
+    with pytest.raises(InputError) as refused:
+        simulate_store(str(made.store), SimulationOptions(profile=path))
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "told"),
+    [("1MiB,64MiB", "t.json: the last run, ours in 64.0 MiB"), ("64MiB,1MiB", "--trace t.json: nothing was written")],
+)
+def test_which_run_was_traced_is_said(made, tmp_path, gemel, budgets, told):
+    options = ("--memory", budgets, "--policy", "ours", "--seconds", "1", "--trace", "t.json")
+    assert told in gemel(tmp_path, "simulate", made.store, "--rates", "t4", *options)
+    assert (tmp_path / "t.json").exists() == told.startswith("t.json")
 
 
 def test_a_budget_for_not_even_one_model_is_said_in_its_row(made, tmp_path, gemel):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gemel_ray.edge.ledger import Ledger
-from gemel_ray.engine.blobs import open_blobs
+from gemel_ray.engine.blobs import open_blob, open_blobs
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
@@ -270,3 +270,23 @@ def test_files_of_models_that_are_kept_no_more_are_forgotten(four, device_for):
     load_query(device, four, "a")
     with pytest.raises(KeyError):
         device.start(load_of(four, four.manifest.queries["c"].weights[""]))
+
+
+def test_a_damaged_file_is_told_in_one_line_and_fetched_anew(four, device_for, caplog):
+    weight = four.manifest.blobs_of("c")[0]
+    path, whole = four.path(weight), four.path(weight).read_bytes()
+
+    def refetch(sha):
+        path.write_bytes(whole)
+        return open_blob(path)
+
+    device = device_for(four, four.bytes_of("c"), refetch=refetch)
+    path.write_bytes(whole[:-100])
+    try:
+        assert load(device, four, weight).failure is None
+    finally:
+        path.write_bytes(whole)
+    (record,) = caplog.records
+    assert "is fetched anew: " in record.getMessage()
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None

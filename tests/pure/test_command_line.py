@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from gemel_ray.cli.main import app
+from gemel_ray.cli.render_demo import demo_tables
 
 EXAMPLE = Path(__file__).parents[2] / "serve_configs" / "workloads" / "streets.yaml"
 
@@ -71,3 +72,13 @@ def test_the_help_tells_exit_codes_and_how_to_complete_commands():
     text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80", "TERM": "dumb"}).stdout.split())
     assert "Exit codes: 0 done, 1 failed, 2 the input is wrong" in text
     assert "gemel --install-completion" in text
+
+
+def test_what_the_demonstration_proposes_can_be_pasted(capsys):
+    cell = {key: 1.0 for key in ("original_accuracy", "merged_accuracy", "agreement", "lower_bound", "target", "fps")}
+    pair = {"originals": 0.5, "merged": 1.0}
+    query = cell | {"query": "q", "slo_ms": 200.0, "goodput": pair, "end_to_end_accuracy": pair}
+    sizes = {"bytes_before": 4, "bytes_after": 2, "shareable_bytes": 2, "budget_bytes": 3, "seconds": 1.0}
+    demo_tables(sizes | {"queries": [query], "store": "my demo/store", "workload": "my demo/w.yaml"})
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.endswith("gemel show 'my demo/store' · gemel serve 'my demo/w.yaml' --store 'my demo/store'")

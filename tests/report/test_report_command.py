@@ -40,6 +40,8 @@ def test_one_document_tells_where_everything_is_and_goodput_is_simulated(store):
     [
         (("report", "store", "--memory", "1GiB"), 2, "--memory 1GiB: is for simulating"),
         (("report", "store", "--workload", "w.yaml"), 2, "also give --profile"),
+        (("report", "store", "--seconds", "10"), 2, "--seconds 10.0: is for simulating"),
+        (("report", "store", "--rates", "t4", "--seconds", "inf"), 2, "--seconds inf: must be from 1 to 86400"),
         (("report", "store", "--release", "7"), 1, "has no release 7; it holds [1, 2]"),
         (("report", "nowhere"), 1, "holds no releases"),
         (("report", "store", "--rates", "abacus"), 2, "abacus"),

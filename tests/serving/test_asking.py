@@ -1,8 +1,11 @@
 """Asking a running service from outside, and naming tokens on a command line."""
 
+import contextlib
 import json
+import socketserver
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -52,6 +55,61 @@ def test_a_service_that_is_not_there_and_what_is_no_url_are_told():
         ask_status("http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"give one such as http://127\.0\.0\.1:8000"):
         ask_status("127.0.0.1:8000")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:abc",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:8100/a b",
+        "http://[::1",
+        "http://",
+        "http://ö",
+    ],
+)
+def test_what_only_looks_like_a_url_is_wrong_input(url):
+    told = gemel("status", url)
+    assert told.returncode == 2
+    assert told.stderr == f"error: {url!r} is not the URL of a service; give one such as http://127.0.0.1:8000\n"
+
+
+def as_http(body, length=None):
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body) if length is None else length}\r\n\r\n"
+    return head.encode() + body
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n", as_http(b'{"release"', length=500), as_http(b"[1, 2]"), as_http(b"5"),
+        as_http(b"null"), as_http(b"{}"), as_http(b'{"release": 1, "nodes": 5, "queries": []}'),
+        as_http(b"<html></html>"), as_http(b"\xff"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_what_answers_and_is_no_service_is_told(reply, more):
+    with always_replying(reply) as url:
+        told = gemel("status", url, *more)
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"error: {url}: answers, but is no gemel service (")
+    assert told.stderr.count("\n") == 1
+    assert told.stdout == ""
+
+
+@contextlib.contextmanager
+def always_replying(reply):
+    """A server at a free port that says the same to everybody."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(65_536)
+            self.request.sendall(reply)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 def test_tokens_are_named_by_role():

@@ -229,6 +229,39 @@ def test_a_query_that_the_release_lacks_is_told_with_the_nearest_name(store, box
         box_of(queries=("north_car",)).start()
 
 
+def test_a_box_restarted_for_all_queries_serves_all(store, box_of, client_of):
+    made = published(store)
+    started(box_of(queries=("north_cars",))).stop()
+    box = started(box_of())
+    # It may have asked by itself already.
+    box.check()
+    client = client_of(box)
+    assert {query["name"] for query in client.get("/v1/status").json()["queries"]} == set(PAIR)
+    assert answers(client, "south_cars") == expected(made, "south_cars")
+    assert not box.check()
+
+
+def test_a_box_restarted_for_some_queries_serves_them_alone_without_the_store_too(store, box_of, client_of):
+    made = published(store)
+    started(box_of()).stop()
+    shutil.rmtree(store)
+    client = client_of(started(box_of(queries=("north_cars",))))
+    assert [query["name"] for query in client.get("/v1/status").json()["queries"]] == ["north_cars"]
+    assert answers(client) == expected(made)
+    refused = client.post("/v1/queries/south_cars/frames", content=b"", headers={"Content-Type": "image/jpeg"})
+    assert (refused.status_code, "is served here" in refused.json()["error"]) == (404, True)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_box_restarted_for_a_query_that_nobody_has_does_not_start(store, box_of, is_away):
+    published(store)
+    started(box_of()).stop()
+    if is_away:
+        shutil.rmtree(store)
+    with pytest.raises(InputError, match="queries: release 1 has no 'zzz'"):
+        box_of(queries=("zzz",)).start()
+
+
 def test_what_is_wrong_with_the_store_is_told_in_the_status(store, box_of, client_of):
     published(store)
     box = started(box_of())
@@ -237,7 +270,7 @@ def test_what_is_wrong_with_the_store_is_told_in_the_status(store, box_of, clien
     shutil.rmtree(store)
     assert not box._has_followed()
     told = client.get("/v1/status").json()["nodes"][0]["release_problem"]
-    assert "HEAD names no release" in told
+    assert "there is no such folder; mount it, or correct --store" in told
     assert client.get("/v2/health/ready").status_code == 200
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gemel_ray.serving.machine import check_port
 from gemel_ray.serving.options import parse_options
 from gemel_ray.spec.errors import InputError
 
@@ -18,6 +19,17 @@ def test_an_unknown_argument_is_named_with_the_nearest_known_one():
 def test_a_size_without_a_unit_is_refused_with_an_example():
     with pytest.raises(InputError, match="'2GiB'"):
         parse_options({"store": "x", "nodes": [{"memory": "much"}]})
+
+
+def test_absurdly_many_threads_are_refused():
+    with pytest.raises(InputError, match=r"nodes\.0\.threads: must be at most 1024, got 100000000"):
+        parse_options({"store": "x", "nodes": [NODE | {"threads": 100_000_000}]})
+
+
+@pytest.mark.parametrize(("host", "port"), [("127.0.0.1", 70_000), ("127.0.0.1", "8000"), ("ü" * 70, 8000)])
+def test_what_is_no_address_to_listen_at_is_wrong_input(host, port):
+    with pytest.raises(InputError, match=r"is no address to listen at; ports are 1 to 65535"):
+        check_port(host, port)
 
 
 def test_two_nodes_of_one_name_are_refused():

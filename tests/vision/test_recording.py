@@ -1,12 +1,22 @@
 """Recorded answers: what was answered, kept in a file, and seen again as a stream of fresh and stale answers."""
 
+import json
+
 import pytest
 from tiny_release import CLASSES, publish_tiny_release
 
 from gemel_ray.spec.answers import Classified
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.workload import parse_workload
-from gemel_ray.vision.recording import Recorded, Recording, accuracies, read_recording, record_answers, write_recording
+from gemel_ray.vision.recording import (
+    Recorded,
+    Recording,
+    accuracies,
+    models_hash,
+    read_recording,
+    record_answers,
+    write_recording,
+)
 from gemel_ray.weights.store import open_store
 
 
@@ -45,7 +55,11 @@ def test_answers_of_a_release_are_recorded_and_read_again(tmp_path):
         assert recorded.original == recorded.merged
     assert accuracies(recording, {"north_cars": list(range(7))}, merged=True) == {"north_cars": 1}
     write_recording(recording, tmp_path / "answers.json")
-    assert read_recording(tmp_path / "answers.json", made.manifest) == recording
+    for most in (None, 7):
+        found = read_recording(tmp_path / "answers.json", open_store(made.store), made.manifest, most_frames=most)
+        assert found == recording
+    with pytest.raises(InputError, match="of 7 frames of each feed, not of 50; give another file"):
+        read_recording(tmp_path / "answers.json", open_store(made.store), made.manifest, most_frames=50)
 
 
 def workload_of(made):
@@ -57,11 +71,39 @@ def workload_of(made):
     }
 
 
-def test_a_recording_of_another_release_is_refused(tmp_path):
-    made = publish_tiny_release(tmp_path / "store", queries=("north_cars",))
-    write_recording(Recording(7, {"north_cars": RECORDED}), tmp_path / "answers.json")
+def written(path, release, models, queries):
+    write_recording(Recording(release=release, models=models, most_frames=300, queries=queries), path)
+
+
+def test_a_recording_of_another_release_or_of_other_models_is_refused(tmp_path):
+    made, other = (
+        publish_tiny_release(tmp_path / name, queries=("north_cars",), seed=len(name)) for name in ("a", "bb")
+    )
+    path, store = tmp_path / "answers.json", open_store(made.store)
+    written(path, 7, "0" * 64, {"north_cars": RECORDED})
     with pytest.raises(InputError, match="of release 7, not of 1"):
-        read_recording(tmp_path / "answers.json", made.manifest)
-    (tmp_path / "answers.json").write_text("{}")
-    with pytest.raises(InputError, match="is no recording"):
-        read_recording(tmp_path / "answers.json", made.manifest)
+        read_recording(path, store, made.manifest)
+    written(path, 1, models_hash(other.manifest, other.manifest), {"north_cars": RECORDED})
+    with pytest.raises(InputError, match=r"of other models, not of those of release 1 in .*; give another file"):
+        read_recording(path, store, made.manifest)
+    assert read_recording(path, open_store(other.store), other.manifest).queries == {"north_cars": RECORDED}
+
+
+EMPTY = {"original": [], "merged": []}
+UNEQUAL = {"original": [{"label": "a", "scores": []}], "merged": [{"label": "a", "scores": []}] * 2}
+
+
+@pytest.mark.parametrize(
+    ("query", "told"),
+    [(EMPTY, "needs 1 or more entries"), (UNEQUAL, "original has 1 answers, merged 2"), ({}, "add it")],
+)
+def test_what_is_no_recording_is_told_in_plain_words(tmp_path, query, told):
+    made = publish_tiny_release(tmp_path / "store", queries=("north_cars",))
+    path = tmp_path / "answers.json"
+    document = {"release": 1, "models": "0" * 64, "most_frames": 3, "queries": {"north_cars": query}}
+    for data, expected in ((json.dumps(document).encode(), told), (b"\xff", "Invalid JSON"), (b"{", "Invalid JSON")):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match="is no recording of answers; remove it to record anew") as refused:
+            read_recording(path, open_store(made.store), made.manifest)
+        assert expected in str(refused.value)
+        assert "pydantic" not in str(refused.value)
