@@ -121,7 +121,7 @@ def manifest_of(weights, weight_bytes, *, fps=10, slo_ms=100):
         workload_hash="0" * 64,
         queries=queries,
         blobs={blob(w): BlobInfo(tensor_bytes=weight_bytes[w], file_bytes=weight_bytes[w] + 100) for w in used},
-        bytes_before=held,
+        bytes_before=max(held, 1),
         bytes_after=held,
         provenance=Provenance(created_at="2026-01-01T00:00:00Z", command="test", seed=0, versions={}),
     )

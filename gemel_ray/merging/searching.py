@@ -24,6 +24,7 @@ from gemel_ray.spec.workload import Workload
 from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.weights.files import absolute_uri
+from gemel_ray.weights.searches import claimed
 from gemel_ray.weights.store import Store, open_store
 
 Report = Callable[[str], None]
@@ -46,7 +47,7 @@ def search(
     """
     _check_logs(options.logs)
     store = open_store(store_uri, create=True)
-    with store.claimed(search_name(workload)):
+    with claimed(store, search_name(workload)):
         data, progress = _prepare(workload, store, options, report, frames)
         if not progress.is_finished:
             with ray_session() as is_own:

@@ -18,7 +18,7 @@ from pyarrow import fs
 from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.weights.http_store import HTTP_TYPE, http_system
 
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
 def absolute_uri(uri: str | Path) -> str:
@@ -180,7 +180,7 @@ class Files:
             _sync_folder(folder)
 
     @contextlib.contextmanager
-    def exclusively(self, lock: str = _LOCK, *, wait: bool = True) -> Iterator[bool]:
+    def exclusively(self, lock: str = LOCK, *, wait: bool = True) -> Iterator[bool]:
         """Keep others that ask for the same out meanwhile; local disks only, a dead process lets go.
 
         Whether nobody has it: always, unless told not to `wait`.

@@ -1,9 +1,12 @@
-"""What a search that was written down still needs of the store; the search itself is read by the room that runs it."""
+"""Searches as a store sees them: who runs one, and what one that was written down still needs. The search itself is read
+by the room that runs it."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +41,18 @@ class SearchNeeds:
     name: str
     blobs: frozenset[str] = frozenset()
     releases: frozenset[int] = frozenset()
+
+
+@contextmanager
+def claimed(store: Store, search: str) -> Iterator[None]:
+    """Run a search; StoreError while another process runs one of that name here (on local disks only)."""
+    with store.exclusively(f"searches/.{search}.lock", wait=False) as is_ours:
+        if not is_ours:
+            raise StoreError(
+                f"{store.locate()}: a search of the same workload is running on this store; let it end, or give "
+                "another --store"
+            )
+        yield
 
 
 def needs_of(store: Store, name: str) -> SearchNeeds:

@@ -14,8 +14,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from gemel_ray.spec.errors import CorruptBlobError, MissingBlobError, MissingReleaseError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.strict import explain
-from gemel_ray.weights.files import Entry, Files
+from gemel_ray.weights.files import LOCK, Entry, Files
 from gemel_ray.weights.lineage import LINEAGE_WAY_OUT, parent_of, release_number, removed_parents
 from gemel_ray.weights.names import LINEAGE, PIN, STATE, blob_name, manifest_name, state_name
 from gemel_ray.weights.verification import Problem, problems_of
@@ -256,22 +256,12 @@ class Store:
         names = (Path(name) for name in self._files.names("searches"))
         return [path.stem for path in names if path.suffix == ".json" and STATE.fullmatch(path.stem)]
 
-    @contextmanager
-    def claimed(self, search: str) -> Iterator[None]:
-        """Run a search; StoreError while another process runs one of that name here (on local disks only)."""
-        with self._files.exclusively(f"searches/.{search}.lock", wait=False) as is_ours:
-            if not is_ours:
-                raise StoreError(
-                    f"{self.locate()}: a search of the same workload is running on this store; let it end, or give "
-                    "another --store"
-                )
-            yield
-
     # maintenance
 
-    def exclusively(self) -> AbstractContextManager[object]:
-        """Keep publishers out meanwhile; on local disks only. Publishing inside would wait for itself."""
-        return self._files.exclusively()
+    def exclusively(self, lock: str = LOCK, *, wait: bool = True) -> AbstractContextManager[bool]:
+        """Keep publishers, or others that ask for that lock, out meanwhile; see Files.exclusively. Publishing inside
+        would wait for itself."""
+        return self._files.exclusively(lock, wait=wait)
 
     def blobs(self) -> dict[str, Entry]:
         """All blobs by name, and the files they are."""

@@ -19,6 +19,7 @@ from gemel_ray.spec.errors import InputError, SearchError, StoreError
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.vision.inspection import analyze as inspected
 from gemel_ray.vision.models import build_model
+from gemel_ray.weights.searches import claimed
 from gemel_ray.weights.store import open_store
 
 
@@ -104,17 +105,18 @@ def test_two_searches_of_a_workload_do_not_take_each_others_releases(store):
 
 
 def test_one_search_at_a_time_runs_on_a_store(store):
-    claim = "import sys, time; from gemel_ray.weights.store import open_store\n"
+    claim = "import time; from gemel_ray.weights.searches import claimed\n"
+    claim += "from gemel_ray.weights.store import open_store\n"
     claim += (
-        f"with open_store({store.locate()!r}, create=True).claimed('s'): print('mine', flush=True); time.sleep(600)"
+        f"with claimed(open_store({store.locate()!r}, create=True), 's'): print('mine', flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", claim], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "mine\n"
-        with pytest.raises(StoreError, match="a search of the same workload is running"), store.claimed("s"):
+        with pytest.raises(StoreError, match="a search of the same workload is running"), claimed(store, "s"):
             pytest.fail("two at once")
-        with store.claimed("other"):
+        with claimed(store, "other"):
             process.kill()
-    with store.claimed("s"):
+    with claimed(store, "s"):
         assert store.searches() == []
 
 
