@@ -53,7 +53,7 @@ def releases_table(rows: Sequence[Document]) -> None:
         marks = ", ".join(mark for key, mark in (("is_head", "HEAD"), ("is_pinned", "pinned")) if row[key])
         name = f"{row['release']}{marks and f' ({marks})'}"
         if row["problem"]:
-            shown.add_row(name, "–", "–", "–", "–", f"damaged: {row['problem']}")
+            shown.add_row(name, "-", "-", "-", "-", f"damaged: {row['problem']}")
             continue
         saved, agreement = percent(1 - row["bytes_after"] / row["bytes_before"]), percent(row["worst_agreement"])
         shown.add_row(name, row["created_at"], format_bytes(row["bytes_after"]), saved, agreement, row["note"])

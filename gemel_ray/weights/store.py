@@ -32,6 +32,8 @@ from gemel_ray.weights.verification import Problem, problems_of
 _MANIFEST = re.compile(r"releases/([0-9]{6,})\.json")
 _BLOB = re.compile(r"blobs/sha256/[0-9a-f]{2}/([0-9a-f]{64})\.safetensors")
 _NONE = "none"
+# What else to do where the release that one of them names cannot be had; services look at PIN first.
+_INSTEAD = {PIN: "let it go (`gemel unpin`)", "HEAD": "write another number into HEAD (`gemel revert --to N`)"}
 # A blob that is put again after so long counts as new, or `gemel gc` could take it before it is published.
 _FRESH_S = 3600.0
 _log = logging.getLogger(__name__)
@@ -131,11 +133,9 @@ class Store:
         text = "" if data is None else data.decode(errors="replace").strip()
         if data is None or (name == PIN and text == _NONE):
             return None
-        number = release_number(text)
-        if number is None:
-            raise StoreError(
-                f"{self.locate(name)} says {text[:40]!r}, not a release number{self._held('write one of')}"
-            )
+        if (number := release_number(text)) is None:
+            told = f"says {text[:40]!r}, not a release number{self._held('write one of')}; or {_INSTEAD[name]}"
+            raise StoreError(f"{self.locate(name)} {told}")
         return number
 
     def manifest(self, release: int | None = None) -> Manifest:
@@ -143,27 +143,26 @@ class Store:
         number = self.head() if release is None else release
         if number is None:
             raise MissingReleaseError(f"{self.locate()} HEAD names no release yet{self._held()}")
-        data = self._files.read(manifest_name(number))
+        path, data = self.locate(manifest_name(number)), self._files.read(manifest_name(number))
         if data is None:
-            raise MissingReleaseError(f"{self.locate()} has no release {number}{self._told_missing(number)}")
-        path = self.locate(manifest_name(number))
+            named, instead = self._asked_for(number)
+            way_out = f"; copy {manifest_name(number)} back{instead}" if named else ""
+            raise MissingReleaseError(f"{self.locate()} has no release {number}{named}{self._held()}{way_out}")
         try:
             found = Manifest.model_validate_json(data)
         except ValidationError as error:
-            raise StoreError(
-                f"{path} is not a manifest this version can read; restore it from a copy of the store, or go to "
-                f"another release: `gemel revert --to N`:\n{explain(error, Manifest)}"
-            ) from error
+            way_out = f"restore it from a copy of the store{self._asked_for(number)[1]}:\n{explain(error, Manifest)}"
+            raise StoreError(f"{path} is not a manifest this version can read; {way_out}") from error
         if found.release != number:
             raise StoreError(f"{path} describes release {found.release}; a release's file must keep its name")
         return found
 
-    def _told_missing(self, number: int) -> str:
-        """Who names a release that is not there, what is, and the way out."""
-        for name, way_out in ((PIN, "`gemel unpin`"), ("HEAD", "`gemel revert --to N`")):
+    def _asked_for(self, number: int) -> tuple[str, str]:
+        """Of a release that cannot be had: who asks for it to be served, and what else to do; empty where nobody."""
+        for name, instead in _INSTEAD.items():
             if (self._files.read(name) or b"").strip() == str(number).encode():
-                return f", which {name} names{self._held()}; copy {manifest_name(number)} back, or say {way_out}"
-        return self._held()
+                return f", which {name} names", f", or {instead}"
+        return "", ""
 
     def _held(self, words: str = "it holds") -> str:
         return f"; {words} {self.releases() or 'none'}" if self._files.can_list else ""

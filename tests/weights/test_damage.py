@@ -105,7 +105,11 @@ def test_a_release_of_models_that_weigh_nothing_is_refused_and_found(family, cou
 
 
 @pytest.mark.parametrize(
-    ("name", "way_out"), [("HEAD", "or say `gemel revert --to N`"), ("PIN", "or say `gemel unpin`")]
+    ("name", "way_out"),
+    [
+        ("HEAD", r"or write another number into HEAD \(`gemel revert --to N`\)"),
+        ("PIN", r"or let it go \(`gemel unpin`\)"),
+    ],
 )
 def test_who_names_a_release_that_is_not_there_is_told_with_the_way_out(family, name, way_out):
     write(family, name, "77\n")
