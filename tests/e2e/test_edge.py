@@ -301,16 +301,18 @@ def test_what_is_wrong_is_told_before_anything_is_served(folder):
 def test_a_signal_ends_the_box_as_soon_as_it_says_so(folder, number):
     publish_tiny_release(folder / "store", PAIR)
     for pause_s in (0, 0.02, 0.1, 0.5):
-        box = Box(folder, "store")
         told = folder / "log.txt"
-        before = told.stat().st_size
-        while b"Ctrl-C ends it" not in told.read_bytes()[before:]:
-            assert box.process.poll() is None, told.read_text()
-            time.sleep(0.001)
-        time.sleep(pause_s)
-        box.process.send_signal(number)
-        assert box.process.wait(30) == 0, told.read_text()
-        box.kill()
+        before = told.stat().st_size if told.exists() else 0
+        box = Box(folder, "store")
+        try:
+            while b"Ctrl-C ends it" not in told.read_bytes()[before:]:
+                assert box.process.poll() is None, told.read_text()
+                time.sleep(0.001)
+            time.sleep(pause_s)
+            box.process.send_signal(number)
+            assert box.process.wait(30) == 0, told.read_text()
+        finally:
+            box.kill()
     assert "Traceback" not in told.read_text()
 
 
