@@ -26,7 +26,7 @@ from gemel_ray.spec.units import parse_bytes
 from gemel_ray.spec.workload import Workload
 from gemel_ray.vision.costs import model_cost
 from gemel_ray.vision.recording import Recording, accuracies, read_recording, record_answers, write_recording
-from gemel_ray.weights.outputs import write_output, writing_output
+from gemel_ray.weights.outputs import write_output
 from gemel_ray.weights.store import Store, open_store
 
 # Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
@@ -131,8 +131,7 @@ def _recording(workload: Workload, store: Store, manifest: Manifest, options: Si
         workload, store, manifest, most_frames=options.most_frames or _FRAMES, allow_factories=options.allow_factories
     )
     if options.answers is not None:
-        with writing_output(options.answers) as beside:
-            write_recording(recording, beside)
+        write_recording(recording, options.answers)
     return recording
 
 

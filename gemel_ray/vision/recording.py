@@ -25,6 +25,7 @@ from gemel_ray.vision.seen import end_to_end_accuracy
 from gemel_ray.vision.tasks import Image, task_for
 from gemel_ray.weights.maintenance import originals_of
 from gemel_ray.weights.models import load_state, reader_of
+from gemel_ray.weights.outputs import write_output
 from gemel_ray.weights.store import Store
 
 _BATCH = 32
@@ -99,8 +100,8 @@ def _model(released: ReleasedQuery) -> object:
 
 
 def write_recording(recording: Recording, path: Path) -> None:
-    """As one JSON document."""
-    path.write_bytes(_RECORDING.dump_json(recording))
+    """As one JSON document. InputError where it cannot be written."""
+    write_output(path, _RECORDING.dump_json(recording))
 
 
 def read_recording(path: Path, store: Store, manifest: Manifest, *, most_frames: int | None = None) -> Recording:

@@ -1,5 +1,7 @@
-"""Searches as a store sees them: who runs one, and what one that was written down still needs. The search itself is read
-by the room that runs it."""
+"""Searches as a store sees them: who runs one, and what one that was written down still needs.
+
+The search itself is read by the room that runs it.
+"""
 
 from __future__ import annotations
 
