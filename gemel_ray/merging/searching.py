@@ -47,8 +47,13 @@ def search(
     """
     _check_logs(options.logs)
     store = open_store(store_uri, create=True)
+    models, data = _read(workload, store, options, report, frames)
+    left_out = check_gates(data, options.settings.gate_margin, report)
     with claimed(store, search_name(workload)):
-        data, progress = _prepare(workload, store, options, report, frames)
+        if options.resume:
+            progress = _resumed(workload, store, options, report)
+        else:
+            progress = _begun(workload, store, models, bounded(options, data), left_out)
         if not progress.is_finished:
             with ray_session() as is_own:
                 check_room(options.cpus, options.gpus, is_own=is_own, report=report)
@@ -83,24 +88,18 @@ def search_name(workload: Workload) -> str:
     return f"{workload.name}-{workload.content_hash()[:12]}"
 
 
-def _prepare(
+def _read(
     workload: Workload,
     store: Store,
     options: SearchOptions,
     report: Report,
     frames: Mapping[str, QueryData] | None,
-) -> tuple[dict[str, QueryData], Progress]:
+) -> tuple[dict[str, nn.Module], dict[str, QueryData]]:
+    """The originals, and frames with what they answer. Nothing is written before all of it was found right."""
     models = _originals(workload, store, options)
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
-    data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
-    left_out = check_gates(data, options.settings.gate_margin, report)
-    if options.resume:
-        progress = _resumed(workload, store, options, report)
-    else:
-        progress = _begun(workload, store, models, bounded(options, frames), left_out)
-        progress.save()
-    return data, progress
+    return models, {name: with_teacher(part, models[name]) for name, part in frames.items()}
 
 
 def _resumed(workload: Workload, store: Store, options: SearchOptions, report: Report) -> Progress:
@@ -123,7 +122,9 @@ def _begun(
     else:
         start = taken_apart(store, options.from_release, options.apart)
     states = initial_states(workload, models, start, options, left_out)
-    return Progress(store, search_name(workload), states, root=start.release, options=choices(options))
+    progress = Progress(store, search_name(workload), states, root=start.release, options=choices(options))
+    progress.save()
+    return progress
 
 
 def _originals(workload: Workload, store: Store, options: SearchOptions) -> dict[str, nn.Module]:

@@ -1,21 +1,11 @@
 """One real Ray cluster for the whole session."""
 
-import os
-import secrets
 import shutil
 import tempfile
 import warnings
 
 import pytest
 
-# Ray reads these while it is imported, and hands them on to the processes it starts.
-os.environ.update(
-    RAY_USAGE_STATS_ENABLED="0",
-    RAY_AUTH_MODE="token",
-    RAY_AUTH_TOKEN=secrets.token_hex(32),
-    RAY_metrics_report_interval_ms="1000",
-    TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
-)
 # Its own modules trip over pydantic's deprecations while they are imported, once.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
