@@ -197,7 +197,7 @@ def test_a_search_that_is_interrupted_says_how_to_go_on(folder, cluster):
 def test_trials_that_no_node_has_room_for_are_waited_for_until_time_is_up(folder, cluster):
     """Another node may come to a cluster; a machine of its own will never have more."""
     asked = (*SEARCH, "roomless", "--gpus", "64", "--minutes")
-    waiting = gemel(folder, *asked, "0.3", address=cluster.address)
+    waiting = gemel(folder, *asked, "0.1", address=cluster.address)
     out, told = waiting.communicate(timeout=240)
     assert waiting.returncode == 0, told
     assert "--cpus 1 --gpus 64: no node has that" in told

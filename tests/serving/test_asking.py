@@ -87,10 +87,9 @@ def as_http(body, length=None):
         as_http(b"<html></html>"), as_http(b"\xff"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("more", [[], ["--json"]])
-def test_what_answers_and_is_no_service_is_told(reply, more):
+def test_what_answers_and_is_no_service_is_told(reply):
     with always_replying(reply) as url:
-        told = gemel("status", url, *more)
+        told = gemel("status", url, "--json")
     assert told.returncode == 1
     assert told.stderr.startswith(f"error: {url}: answers, but is no gemel service (")
     assert told.stderr.count("\n") == 1
