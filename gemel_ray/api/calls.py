@@ -40,8 +40,6 @@ def analyze(workload: WorkloadOrFile, *, rule: Rule = "exact", allow_factories: 
     """What the workload's models could share at most; no weights are allocated."""
     from gemel_ray.vision import inspection
 
-    if rule not in ("exact", "shape"):
-        raise InputError(f"rule {rule!r} is not a signature rule; choose exact or shape")
     found = inspection.analyze(_loaded(workload), rule=rule, allow_factories=allow_factories)
     return AnalyzedWorkload(**{each.name: getattr(found, each.name) for each in fields(found)})
 

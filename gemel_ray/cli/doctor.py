@@ -24,7 +24,7 @@ from gemel_ray.cli.render import Document, table
 from gemel_ray.engine.host_memory import host_memory_bytes
 from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.units import counted, format_bytes
-from gemel_ray.weights.reaching import check_ray_address
+from gemel_ray.weights.reaching import REMEDY, why_unreachable
 
 _DISTRIBUTION = "gemel-ray"
 _GIB = 2**30
@@ -277,9 +277,6 @@ def _ray_address(address: str) -> Finding:
         return Finding("RAY_ADDRESS", "ok", "is not set: each command starts a Ray of its own")
     if address == "auto":
         return Finding("RAY_ADDRESS", "ok", "auto: a cluster on this machine is joined, if one runs")
-    try:
-        check_ray_address(address)
-    except InputError as error:
-        shown, _, remedy = str(error).removeprefix("RAY_ADDRESS ").partition("; ")
-        return Finding("RAY_ADDRESS", "problem", shown, remedy)
+    if why := why_unreachable(address):
+        return Finding("RAY_ADDRESS", "problem", f"{address} {why}", REMEDY)
     return Finding("RAY_ADDRESS", "ok", f"{address} answers")

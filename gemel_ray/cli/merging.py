@@ -43,8 +43,6 @@ def analyze(
     from gemel_ray.spec.workload import load_workload
     from gemel_ray.vision.inspection import analyze as analyze_workload
 
-    if rule not in ("exact", "shape"):
-        raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
     asked = load_workload(workload)
     with working("reading the models' layers"):
         found = analyze_workload(asked, rule=rule, allow_factories=allow_factories)  # type: ignore[arg-type]

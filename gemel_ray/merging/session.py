@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import ray
 
 from gemel_ray.spec.errors import InputError
-from gemel_ray.weights.reaching import check_ray_address
+from gemel_ray.weights.reaching import check_ray_address, ray_address
 
 
 @contextmanager
@@ -27,8 +27,7 @@ def ray_session() -> Iterator[bool]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # TensorBoard, CSV and JSON logs go to a folder that is removed afterwards; the store keeps what matters.
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    # Left to itself, Ray joins whatever cluster was started last on this machine, or waits for one that is gone.
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = ray_address()
     check_ray_address(address)
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     try:

@@ -27,7 +27,7 @@ from gemel_ray.serving.releases import pull_release
 from gemel_ray.serving.tls import Certificate, without_verification
 from gemel_ray.serving.tokens import Role, TokenSource, check_host, read_tokens
 from gemel_ray.spec.errors import ServingError
-from gemel_ray.weights.reaching import check_ray_address
+from gemel_ray.weights.reaching import check_ray_address, ray_address
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def serve_release(
     options = parse_options(given | ({} if cache is None else {"cache": str(cache)}))
     check_host(host, has_tokens=bool(options.tokens), allow_anonymous=allow_anonymous)
     read_tokens(options.tokens)
-    if not ray.is_initialized() and _address() == "local":
+    if not ray.is_initialized() and ray_address() == "local":
         # Told before all of Ray is started; where Serve may run already, its own port counts.
         check_port(host, port)
     _check_release(options)
@@ -157,17 +157,12 @@ def _ray() -> Iterator[bool]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's workers give way to everything else on the machine, which an engine that answers cameras must not.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    check_ray_address(_address())
-    ray.init(_address(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    check_ray_address(ray_address())
+    ray.init(ray_address(), include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield True
     finally:
         ray.shutdown()
-
-
-def _address() -> str:
-    # Left to itself, Ray joins whatever cluster was started last on this machine, or waits for one that is gone.
-    return os.environ.get("RAY_ADDRESS") or "local"
 
 
 @contextlib.contextmanager

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import get_args
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from gemel_ray.policy.grouping import Analysis, Rule, group_layers
+from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.workload import ModelSpec, Workload
 from gemel_ray.vision.deltas import rank_bytes
@@ -21,7 +23,12 @@ _CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mod
 
 
 def analyze(workload: Workload, *, rule: Rule = "exact", allow_factories: bool = False) -> Analysis:
-    """What the models of a workload could share. Nothing is allocated; equal architectures are inspected once."""
+    """What the models of a workload could share. Nothing is allocated; equal architectures are inspected once.
+
+    Raises InputError for a rule that is not there, and what build_model raises.
+    """
+    if rule not in get_args(Rule):
+        raise InputError(f"--rule {rule!r} is not a signature rule; choose exact or shape")
     seen: dict[str, ModelInventory] = {}
     inventories = []
     for query in workload.queries:

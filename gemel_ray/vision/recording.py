@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from gemel_ray.policy.splits import split_frames
 from gemel_ray.spec.answers import Answer
@@ -67,9 +67,6 @@ class Recording(Strict):
     queries: Annotated[dict[str, Recorded], Field(min_length=1)]
 
 
-_RECORDING = TypeAdapter(Recording)
-
-
 def record_answers(
     workload: Workload, store: Store, manifest: Manifest, *, most_frames: int, allow_factories: bool = False
 ) -> Recording:
@@ -101,14 +98,14 @@ def _model(released: ReleasedQuery) -> object:
 
 def write_recording(recording: Recording, path: Path) -> None:
     """As one JSON document. InputError where it cannot be written."""
-    write_output(path, _RECORDING.dump_json(recording))
+    write_output(path, recording.model_dump_json().encode())
 
 
 def read_recording(path: Path, store: Store, manifest: Manifest, *, most_frames: int | None = None) -> Recording:
     """InputError for a file that is no recording, one of another release or of other models, and one of another number
     of frames where one is asked for."""
     try:
-        recording = _RECORDING.validate_json(path.read_bytes())
+        recording = Recording.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"--answers {path}: cannot be read ({error.strerror})") from error
     except ValidationError as error:
