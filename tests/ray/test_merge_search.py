@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import run_gemel
 from ray.cluster_utils import Cluster
 from tiny_workload import TINY_WORKLOAD
 
@@ -48,17 +49,24 @@ def finished(process):
     return out
 
 
+def document_of(folder, *arguments):
+    """What a command that needs no Ray says of a store or a workload."""
+    done = run_gemel(folder, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("search")
     (folder / "workload.yaml").write_text(TINY_WORKLOAD)
-    rows = json.loads(finished(gemel(folder, "originals", "workload.yaml", "--steps", "40", "--json")))
+    rows = document_of(folder, "originals", "workload.yaml", "--steps", "40")
     assert [row["cached"] for row in rows] == [False, False]
     return folder
 
 
 def test_originals_are_trained_once(folder):
-    rows = json.loads(finished(gemel(folder, "originals", "workload.yaml", "--steps", "40", "--json")))
+    rows = document_of(folder, "originals", "workload.yaml", "--steps", "40")
     assert [row["cached"] for row in rows] == [True, True]
 
 
@@ -73,38 +81,38 @@ def test_a_killed_search_is_taken_up_again_and_ends_with_a_whole_release(folder)
         time.sleep(0.1)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    before = json.loads(finished(gemel(folder, "releases", "store", "--json")))
+    before = document_of(folder, "releases", "store")
     manifest = json.loads(finished(gemel(folder, *search, "--resume")))
     assert manifest["bytes_after"] <= min(row["bytes_after"] for row in before)
     assert manifest["bytes_after"] < manifest["bytes_before"]
     assert all(query["accuracy"]["agreement"] >= 0.7 for query in manifest["queries"].values())
-    assert json.loads(finished(gemel(folder, "verify", "store", "--json"))) == []
+    assert document_of(folder, "verify", "store") == []
 
 
 def test_a_search_goes_on_from_what_a_release_has_merged(folder, cluster):
     """As after drift: one query shares nothing any more and sees another camera; its originals come from the store."""
     shutil.copytree(folder / "store", folder / "again")
-    before = json.loads(finished(gemel(folder, "releases", "again", "--json")))
+    before = document_of(folder, "releases", "again")
     head = next(row["release"] for row in before if row["is_head"])
     (folder / "drifted.yaml").write_text(TINY_WORKLOAD.replace("originals/", "gone/").replace("seed: 0", "seed: 5"))
     more = ("again", "--from-release", str(head), "--apart")
     search = ("search", "drifted.yaml", *SEARCH[2:], *more, "a_cars")
     manifest = json.loads(finished(gemel(folder, *search, address=cluster.address)))
-    after = json.loads(finished(gemel(folder, "releases", "again", "--json")))
+    after = document_of(folder, "releases", "again")
     new = {row["release"]: row["parent"] for row in after if row["release"] > max(row["release"] for row in before)}
     apart, *improved = sorted(new)
     assert new[apart] == head
     assert [new[number] for number in improved] == [apart, *improved[:-1]]
     assert manifest["release"] == improved[-1] == next(row["release"] for row in after if row["is_head"])
     assert manifest["bytes_after"] < next(row["bytes_after"] for row in after if row["release"] == apart)
-    refused = gemel(folder, *search[:-1], "b_car")
-    assert "did you mean 'b_cars'" in refused.communicate(timeout=240)[1]
+    refused = run_gemel(folder, *search[:-1], "b_car")
+    assert "did you mean 'b_cars'" in refused.stderr
     assert refused.returncode == 2
 
 
 def test_one_worker_without_a_break_comes_to_the_same_release_and_keeps_its_logs(folder):
     alone = json.loads(finished(gemel(folder, *SEARCH, "alone", "--parallel", "1", "--logs", "logs")))
-    together = json.loads(finished(gemel(folder, "show", "store", "--json")))
+    together = document_of(folder, "show", "store")
     assert alone["merge_configuration"] == together["merge_configuration"]
     assert [query["weights"] for query in alone["queries"].values()] == [
         query["weights"] for query in together["queries"].values()
@@ -159,7 +167,7 @@ def test_a_trial_whose_process_is_killed_is_tried_again(folder, cluster):
         os.kill(pid, signal.SIGKILL)
     manifest = json.loads(finished(searching))
     assert manifest["bytes_after"] < manifest["bytes_before"]
-    assert json.loads(finished(gemel(folder, "verify", "killed", "--json"))) == []
+    assert document_of(folder, "verify", "killed") == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="looks for processes in /proc")
@@ -170,7 +178,7 @@ def test_trials_of_a_node_that_dies_are_tried_again_on_another_and_the_release_i
     cluster.remove_node(lost, allow_graceful=False)
     moved = json.loads(finished(searching))
     cluster.add_node(**NODE)
-    undisturbed = json.loads(finished(gemel(folder, "show", "store", "--json")))
+    undisturbed = document_of(folder, "show", "store")
     assert [query["weights"] for query in moved["queries"].values()] == [
         query["weights"] for query in undisturbed["queries"].values()
     ]
@@ -204,8 +212,8 @@ def test_trials_that_no_node_has_room_for_are_waited_for_until_time_is_up(folder
     assert "time is up, release 1 stands; the same with --resume goes on from it" in told
     assert "failed" not in told
     assert json.loads(out)["release"] == 1
-    refused = gemel(folder, *asked, "10", "--resume")
-    assert "--cpus 1 --gpus 64: this machine has" in refused.communicate(timeout=240)[1]
+    refused = run_gemel(folder, *asked, "10", "--resume")
+    assert "--cpus 1 --gpus 64: this machine has" in refused.stderr
     assert refused.returncode == 2
 
 
@@ -216,15 +224,15 @@ def test_every_operating_point_is_a_release_and_the_strictest_is_served(folder, 
     )
     assert [row["target"] for row in rows] == [0.5, 0.7]
     assert all(row["worst_agreement"] >= row["target"] for row in rows)
-    (head,) = [row for row in json.loads(finished(gemel(folder, "releases", "points", "--json"))) if row["is_head"]]
+    (head,) = [row for row in document_of(folder, "releases", "points") if row["is_head"]]
     assert head["release"] == rows[-1]["release"]
     again = json.loads(
         finished(gemel(folder, *search, "--operating-points", "0.5,0.7", "--resume", "--json", address=cluster.address))
     )
     assert again == rows
-    process = gemel(folder, *search, "--operating-points", "95")
-    assert "targets lie above 0 and at most at 1" in process.communicate(timeout=240)[1]
-    assert process.returncode == 2
+    refused = run_gemel(folder, *search, "--operating-points", "95")
+    assert "targets lie above 0 and at most at 1" in refused.stderr
+    assert refused.returncode == 2
 
 
 def test_a_store_that_is_damaged_ends_the_search_and_a_mended_one_lets_it_go_on(folder, cluster):
@@ -243,7 +251,6 @@ def test_a_store_that_is_damaged_ends_the_search_and_a_mended_one_lets_it_go_on(
 
 
 def test_nothing_to_resume_is_said(folder):
-    process = gemel(folder, "search", "workload.yaml", "--store", "other", "--resume")
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 1
-    assert "no search of 'tiny' to resume" in errors
+    refused = run_gemel(folder, "search", "workload.yaml", "--store", "other", "--resume")
+    assert refused.returncode == 1
+    assert "no search of 'tiny' to resume" in refused.stderr

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import run_gemel
 from report_kit import publish_report_store
 
 
@@ -15,13 +16,8 @@ def store(tmp_path_factory):
     return folder
 
 
-def gemel(folder, *arguments):
-    command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
 def test_one_document_tells_where_everything_is_and_goodput_is_simulated(store):
-    done = gemel(
+    done = run_gemel(
         store, "report", "store", "--rates", "t4", "--policy", "ours,ours_merged", "--memory", "16MiB,64MiB",
         "--seconds", "2", "--png", "plots", "--json",
     )  # fmt: skip
@@ -48,7 +44,7 @@ def test_one_document_tells_where_everything_is_and_goodput_is_simulated(store):
     ],
 )
 def test_what_goes_wrong_is_said_with_the_way_out(store, arguments, code, told):
-    done = gemel(store, *arguments)
+    done = run_gemel(store, *arguments)
     assert (done.returncode, done.stdout) == (code, "")
     assert told in done.stderr
     assert "Traceback" not in done.stderr
