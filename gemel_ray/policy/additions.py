@@ -42,11 +42,14 @@ def without_hardest(addition: Addition) -> Addition:
     return ()
 
 
-def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 0) -> list[Addition]:
+def pieces(
+    addition: Addition, objectors: Collection[str], *, delta_rank: int = 0, hopeless: bool = False
+) -> list[Addition]:
     """Smaller additions to try instead of one that failed; none when it cannot be split.
 
-    Several groups: the same without the queries that objected, and the halves of the groups. One group: without the
-    objectors, or the halves of its members, or with private corrections of `delta_rank`.
+    Several groups: the same without the queries that objected, and the halves of the groups; of what was `hopeless`
+    the heavier half, which holds most of the bytes, in halves again. One group: without the objectors, or the halves of
+    its members, or with private corrections of `delta_rank`.
     """
     if not addition:
         return []
@@ -54,7 +57,8 @@ def pieces(addition: Addition, objectors: Collection[str], *, delta_rank: int = 
     if len(addition) > 1:
         ordered = memory_forward(addition)
         middle = len(ordered) // 2
-        halves = [ordered[:middle], ordered[middle:]]
+        quarter = middle // 2 if hopeless else 0
+        halves = [ordered[:quarter], ordered[quarter:middle], ordered[middle:]]
     else:
         halves = _halves_of_members(addition[0])
         corrected = addition[0].corrected(delta_rank)

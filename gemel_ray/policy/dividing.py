@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 
 from gemel_ray.policy.additions import Addition, fingerprint, memory_forward, names, pieces
-from gemel_ray.policy.judging import failure_of
+from gemel_ray.policy.judging import failure_of, is_hopeless
 from gemel_ray.policy.search_state import Failure, SearchState, Waiting
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.trials import Candidate, Outcome
@@ -69,9 +69,13 @@ def after_division(
 
 
 def _parts(state: SearchState, addition: Addition, failure: Failure) -> list[Waiting]:
-    """What to try instead of an addition that failed. Corrections have to be trained."""
+    """What to try instead of an addition that failed. Corrections have to be trained.
+
+    A training run that was hopeless is a long way from passing: its heavier half never did (TODO).
+    """
     delta_rank = state.settings.delta_rank if state.trains else 0
-    smaller = pieces(addition, failure.objectors, delta_rank=delta_rank)
+    hopeless = state.trains and is_hopeless(failure)
+    smaller = pieces(addition, failure.objectors, delta_rank=delta_rank, hopeless=hopeless)
     return [Waiting(addition=piece, shortfall=failure.shortfall or 0.0) for piece in smaller]
 
 

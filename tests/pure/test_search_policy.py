@@ -72,9 +72,9 @@ def shared_signatures(state):
     return {layer.signature for layer in state.accepted.shared}
 
 
-@given(SIZES, PLACES, PLACES)
-def test_everything_that_can_be_shared_is_shared_and_nothing_else(sizes, hard, trainable):
-    state, _ = run(begin(groups_of(sizes), release=1, settings=BIG), World(hard, trainable))
+@given(SIZES, PLACES, PLACES, st.sampled_from([None, 0.02, 0.2]))
+def test_everything_that_can_be_shared_is_shared_and_nothing_else(sizes, hard, trainable, far):
+    state, _ = run(begin(groups_of(sizes), release=1, settings=BIG), World(hard, trainable, far=far))
     every = {f"s{place}" for place in range(len(sizes))}
     assert shared_signatures(state) == every - hard
     assert {layer.signature for layer in state.rejected} == every & hard
@@ -174,6 +174,15 @@ def test_what_a_hopeless_whole_rules_out_is_not_accepted_even_if_it_passed_besid
     assert is_superseded(state, most, {whole.number: outcomes[whole.number]})
     assert winner(state, outcomes) is None
     assert advance(state, outcomes, release=1).steps == 75
+
+
+@pytest.mark.parametrize(("far", "heaviest"), [(0.1, 4), (0.2, 2)])
+def test_of_what_was_hopeless_the_heavier_half_is_not_tried_whole(far, heaviest):
+    eight = groups_of(range(1, 9))
+    state, history = run(begin(eight, release=1, settings=BIG), World({"s0"}, {"s1"}, far=far), skip=True)
+    first = next(each for each in history if each.label.startswith("divide"))
+    assert first.configuration == MergeConfiguration.of(eight[:heaviest])
+    assert shared_signatures(state) == {f"s{place}" for place in range(1, 8)}
 
 
 @given(SIZES, PLACES)
