@@ -185,6 +185,19 @@ def test_of_what_was_hopeless_the_heavier_half_is_not_tried_whole(far, heaviest)
     assert shared_signatures(state) == {f"s{place}" for place in range(1, 8)}
 
 
+def test_of_slices_that_were_hopeless_the_heavier_half_is_tried_whole():
+    def sliced(place, size):
+        members = LayerRef("a", f"s{place}"), LayerRef("b", f"s{place}")
+        tensors = (Tensor("weight", (held,), held) for held in (2 * size, size))
+        extents = tuple(Extent(member, (tensor,)) for member, tensor in zip(members, tensors, strict=True))
+        return LayerGroup(f"s{place}", members, 2 * size, extents=extents)
+
+    eight = tuple(sliced(8 - size, size) for size in range(8, 0, -1))
+    _, history = run(begin((), widest=eight, release=1, settings=BIG), World({"s0"}, {"s1"}, far=0.2), skip=True)
+    first = next(each for each in history if each.label.startswith("divide"))
+    assert len(first.configuration.shared) == 4
+
+
 @given(SIZES, PLACES)
 def test_no_configuration_is_trained_twice(sizes, hard):
     _, history = run(begin(groups_of(sizes, "abcd"), release=1, settings=BIG), World(hard))
