@@ -18,6 +18,8 @@ from gemel_ray.vision.models import task_of
 # ImageNet's channel statistics: what torchvision's classification weights were trained with.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
+_USUAL_HEIGHT_WIDTH = (360, 640)
+_MOST_SIZES = "(most models were made for 224)"
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -49,20 +51,21 @@ def task_for(spec: ModelSpec, score_threshold: float = 0.5) -> Task:
 
 @torch.inference_mode()
 def check_takes_frames(model: nn.Module, query: Query) -> None:
-    """Raise ModelError where a classifier, in evaluation mode, cannot answer a blank frame of its `input_size`.
-
-    Detectors are not asked: how large their frames are, the feed alone says.
-    """
-    if task_of(query.model) == "detection":
-        return
+    """Raise ModelError where a model, in evaluation mode, cannot answer a blank frame: a classifier one of its
+    `input_size`, a detector one of a usual size, since how large its frames are, the feed alone says."""
     task, size = task_for(query.model), query.model.input_size
-    blank = np.zeros((size, size, 3), dtype=np.uint8)
+    detects = task_of(query.model) == "detection"
+    blank = np.zeros((*(_USUAL_HEIGHT_WIDTH if detects else (size, size)), 3), dtype=np.uint8)
     try:
         task.answers(model(task.prepare([blank], next(model.parameters()).device)), [blank])
     except Exception as error:  # whatever a user's own model raises
+        which, remedy = (
+            ("", f"correct its 'options' {query.model.options}")
+            if detects
+            else (f" of input_size {size}", f"choose another 'input_size' {_MOST_SIZES}, or correct its 'options'")
+        )
         raise ModelError(
-            f"query {query.name!r}: {query.model.builder} cannot answer a frame of input_size {size} "
-            f"({brief(error)}); choose another 'input_size' (most models were made for 224), or correct its 'options'"
+            f"query {query.name!r}: {query.model.builder} cannot answer a frame{which} ({brief(error)}); {remedy}"
         ) from error
 
 

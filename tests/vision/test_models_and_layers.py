@@ -140,6 +140,14 @@ def test_frames_of_a_size_that_the_architecture_does_not_take_are_refused_by_que
     check_takes_frames(model, query.model_copy(update={"model": query.model.model_copy(update={"input_size": 224})}))
 
 
+def test_options_with_which_a_detector_answers_nothing_are_refused_by_query_and_value():
+    spec = {"architecture": "fcos_resnet18_half", "classes": CLASSES, "options": {"min_size": 64, "max_size": 0}}
+    data = {"name": "w", "feeds": {"f": {"kind": "streets"}}, "queries": [{"name": "cars", "feed": "f", "model": spec}]}
+    query = parse_workload(data, source="w.yaml", base=Path()).queries[0]
+    with pytest.raises(ModelError, match=r"query 'cars': fcos_resnet18_half cannot answer.*'options'.*'max_size': 0"):
+        check_takes_frames(build_model(query.model), query)
+
+
 def test_a_factory_must_be_allowed():
     spec = ModelSpec(factory="torchvision.models:squeezenet1_1", task="classification", classes=CLASSES)
     with pytest.raises(ModelError, match="--allow-factories"):
