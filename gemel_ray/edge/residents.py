@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from gemel_ray.edge.ledger import Ledger
+from gemel_ray.edge.loading import Loading
 from gemel_ray.edge.turnset import TurnSet
 from gemel_ray.policy.eviction import EVICTIONS, furthest_next_use, turns_ahead, turns_of
 from gemel_ray.policy.residency import Swap, plan_ahead, that_fit
@@ -39,10 +40,7 @@ class Residents:
         # Of the weights that a query needs, those that are not held; looked up again only once something has come or
         # gone.
         self._missing_of: dict[str, tuple[str, ...]] = {}
-        # Loads under way, in the order of the device's lane, how long they take together, and when the first began.
-        self._lane: dict[str, Load] = {}
-        self._lane_total_ms = 0.0
-        self._lane_began_ms = 0.0
+        self._loading = Loading()
         # Counts whatever changes what could be brought in; planning anew for every arrival would be in vain.
         self._moves = 0
         self._tried: tuple[str, int] | None = None
@@ -83,10 +81,10 @@ class Residents:
         next: a weight that is needed only after a part of the run may arrive by then."""
         if self.have(query):
             return 0.0
-        missing, arrival_ms = self._missing(query), self._lane_ms(now_ms)
+        missing, arrival_ms = self._missing(query), self._loading.left_ms(now_ms)
         if not query.needed_after:
             return arrival_ms + sum(self._plan.load_ms[weight] for weight in missing)
-        arrivals_ms = self._arrivals_ms(now_ms)
+        arrivals_ms = self._loading.each_left_ms(now_ms)
         for weight in missing:
             arrival_ms += self._plan.load_ms[weight]
             arrivals_ms[weight] = arrival_ms
@@ -95,8 +93,7 @@ class Residents:
 
     def next_arrival_ms(self, now_ms: float) -> float:
         """Predicted time until the first of the loads under way ends; 0 when there are none."""
-        head = next(iter(self._lane.values()), None)
-        return head.predicted_ms - self._gone_ms(head, now_ms) if head else 0.0
+        return self._loading.next_left_ms(now_ms)
 
     def is_in_vain(self, query: PlannedQuery) -> bool:
         """Whether there is no use in bringing a query in: nothing has moved since that was last asked, or nothing is
@@ -109,7 +106,7 @@ class Residents:
 
         `from_turn` is the place in the order from which the distance of next uses counts.
         """
-        swap = self._swap(query.weights, workspace_bytes, from_turn=from_turn, pinned=self._lane)
+        swap = self._swap(query.weights, workspace_bytes, from_turn=from_turn, pinned=self._loading.weights)
         return self._moved(swap, now_ms)
 
     def bring_ahead(
@@ -128,9 +125,9 @@ class Residents:
         evicted only for what arrives before the computation ends: after it the weights just used may go, and no others
         are needed later than those. Free room is filled in any case.
         """
-        soon = self._arriving(query, until_ms - now_ms - self._lane_ms(now_ms))
+        soon = self._arriving(query, until_ms - now_ms - self._loading.left_ms(now_ms))
         kept = [weight for name in (computing.query, *sooner) for weight in self._weights_of(name)]
-        pinned = {*kept, *self._lane, *query.weights}
+        pinned = {*kept, *self._loading.weights, *query.weights}
         workspace_bytes = max(computing.workspace_bytes, *sooner.values(), 0)
         swap = self._swap(soon, workspace_bytes, from_turn=from_turn, pinned=pinned)
         actions = self._moved(swap, now_ms)
@@ -140,7 +137,7 @@ class Residents:
 
     def has_room(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> bool:
         """Whether the query's weights and workspace fit beside weights that must not go."""
-        kept = {*query.weights, *self._lane, *(weight for weight in beside if weight in self._held)}
+        kept = {*query.weights, *self._loading.weights, *(weight for weight in beside if weight in self._held)}
         return sum(self._plan.weight_bytes[weight] for weight in kept) + workspace_bytes <= self._plan.budget_bytes
 
     def has_free(self, count_bytes: int) -> bool:
@@ -149,7 +146,7 @@ class Residents:
 
     def begin_turn(self, query: PlannedQuery, workspace_bytes: int, *, beside: Collection[str]) -> list[Action]:
         """Evictions that make room for an inference, all of whose weights are there; its workspace counts from now."""
-        pinned = {*beside, *self._lane}
+        pinned = {*beside, *self._loading.weights}
         swap = self._swap(query.weights, workspace_bytes, from_turn=self._turn_of[query.name], pinned=pinned)
         evictions = self._evict(swap.evict)
         self._ledger.reserve_workspace(workspace_bytes)
@@ -165,12 +162,10 @@ class Residents:
 
     def loaded(self, done: Done, load: Load) -> None:
         """Take note of a load's end."""
-        if load.weight not in self._lane:
+        if load.weight not in self._loading.weights:
             raise ServingError(f"the device ended a load of {load.weight!r} that was never started")
-        del self._lane[load.weight]
-        self._sum_lane()
+        self._loading.end(load.weight, done.now_ms)
         self._moves += 1
-        self._lane_began_ms = done.now_ms
         if done.failure is not None:
             self._forget(load.weight)
             return
@@ -183,29 +178,6 @@ class Residents:
             missing = tuple([weight for weight in query.weights if weight not in self._held])
             self._missing_of[query.name] = missing
         return missing
-
-    def _lane_ms(self, now_ms: float) -> float:
-        """Predicted time until all loads under way have ended."""
-        if not self._lane:
-            return 0.0
-        return self._lane_total_ms - self._gone_ms(next(iter(self._lane.values())), now_ms)
-
-    def _gone_ms(self, head: Load, now_ms: float) -> float:
-        """How long the first load in the lane has been under way, as far as it counts."""
-        return min(now_ms - self._lane_began_ms, head.predicted_ms)
-
-    def _sum_lane(self) -> None:
-        self._lane_total_ms = sum(load.predicted_ms for load in self._lane.values())
-
-    def _arrivals_ms(self, now_ms: float) -> dict[str, float]:
-        """Predicted times until each of the loads under way ends."""
-        arrivals_ms: dict[str, float] = {}
-        last_ms = 0.0
-        for weight, load in self._lane.items():
-            gone_ms = 0.0 if arrivals_ms else self._gone_ms(load, now_ms)
-            last_ms += load.predicted_ms - gone_ms
-            arrivals_ms[weight] = last_ms
-        return arrivals_ms
 
     def _arriving(self, query: PlannedQuery, within_ms: float) -> list[str]:
         """The missing weights that can be loaded in so much time, or the last of them for the better half."""
@@ -272,19 +244,16 @@ class Residents:
             evictions.append(Evict(weight))
         return evictions
 
-    def _load(self, weights: Iterable[str], now_ms: float) -> list[Action]:
-        if not self._lane:
-            self._lane_began_ms = now_ms
-        loads: list[Action] = []
+    def _load(self, weights: Iterable[str], now_ms: float) -> list[Load]:
+        loads: list[Load] = []
         for weight in weights:
             load = Load(weight, self._plan.weight_bytes[weight], self._plan.load_ms[weight])
             self._ledger.reserve(weight, load.bytes)
             self._held.add(weight)
-            self._lane[weight] = load
             self._look_again(weight)
             loads.append(load)
         if loads:
-            self._sum_lane()
+            self._loading.begin(loads, now_ms)
         return loads
 
     def _forget(self, weight: str) -> None:
