@@ -167,6 +167,22 @@ def test_the_gate_is_asked_again_once_a_trial_has_trained_to_its_end(fleet, tmp_
     assert answers.count("gate") == 2
 
 
+@pytest.mark.parametrize(
+    ("estimate", "max_steps", "ends"), [(0.2, 400, 100), (0.2, 100, 50), (0.3, 400, 200), (0.6, 400, 400)]
+)
+def test_a_run_far_below_its_target_ends_the_sooner_the_further_it_is(fleet, estimate, max_steps, ends):
+    found, data, models = fleet
+    options = RetrainOptions(max_steps=max_steps, validate_every=25)
+    # Best at first: a later fall does not end a run.
+    estimates = [estimate, *[0.1] * 16]
+    run = Scripted(copy.deepcopy(models), data, everything(found), options, estimates=estimates)
+    last = list(run.run())[-1]
+    assert (last.step, last.verdict) == (ends, "missed" if ends == max_steps else "hopeless")
+    patient = replace(options, gives_up=False)
+    run = Scripted(copy.deepcopy(models), data, everything(found), patient, estimates=estimates)
+    assert list(run.run())[-1].step == max_steps
+
+
 def test_nobody_cools_down_at_the_last_step_and_a_constant_rate_stays_constant(fleet):
     found, data, models = fleet
     for recipe, steps in (("ours", 4), ("paper", 60)):
