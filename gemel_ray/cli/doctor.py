@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from gemel_ray.cli.common import AsJson, show_result
 from gemel_ray.cli.progress import working
-from gemel_ray.cli.render import Document, table
+from gemel_ray.cli.render import Document, show_table, table
 from gemel_ray.engine.host_memory import host_memory_bytes
 from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.units import counted, format_bytes
@@ -79,7 +78,7 @@ def findings_table(findings: Sequence[Document]) -> None:
         state = f"[{colour}]{finding['state']}[/{colour}]"
         # Brackets, as in 'ray[serve]', are no markup.
         shown.add_row(finding["check"], state, escape(finding["found"]), escape(finding["remedy"]))
-    Console().print(shown)
+    show_table(shown)
 
 
 def examine(store: str | None = None, port: int | None = None) -> list[Finding]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gemel_ray.cli.progress import working
+from gemel_ray.cli.render import percent, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 Document = Mapping[str, Any]
@@ -62,43 +63,42 @@ def place(
 def placement_tables(document: Document) -> None:
     """Nodes, queries, what to look after, and what dealing in turn would have given."""
     console = Console()
-    console.print(_nodes(document))
-    console.print(_queries(document))
+    show_table(_nodes(document))
+    show_table(_queries(document))
     for line in _warnings(document):
         console.print(line)
     dealt = document["dealt_in_turn"]
     console.print(
-        f"Worst query: [bold]{_percent(document['worst_goodput_fraction'])}[/bold] of its frames in time expected; "
+        f"Worst query: [bold]{percent(document['worst_goodput_fraction'])}[/bold] of its frames in time expected; "
         f"{format_bytes(document['spared_bytes'])} spared by sharing. Dealt in turn: "
-        f"{_percent(dealt['worst_goodput_fraction'])} and {format_bytes(dealt['spared_bytes'])}. "
+        f"{percent(dealt['worst_goodput_fraction'])} and {format_bytes(dealt['spared_bytes'])}. "
         f"{len(document['moved'])} queries move."
     )
 
 
 def _nodes(document: Document) -> Table:
-    table = _table(
+    shown = table(
         f"Release {document['release']} of {document['workload']} on its nodes",
-        "node", "device", "memory", "shared", "private", "workspace", "free", "compute", "queries", left=2,
+        "node", "device", "memory", "shared", "private", "free", "busy", "queries",
     )  # fmt: skip
     for row in document["nodes"]:
         over_bytes = row["over_bytes"]
-        table.add_row(
+        shown.add_row(
             row["node"],
             row["device"] + (" (estimated)" if row["estimated"] else ""),
-            *(format_bytes(row[f"{key}_bytes"]) for key in ("memory", "shared", "private", "workspace")),
+            *(format_bytes(row[f"{key}_bytes"]) for key in ("memory", "shared", "private")),
             f"{format_bytes(over_bytes)} over" if over_bytes else format_bytes(row["free_bytes"]),
-            _percent(row["load_fraction"]),
+            percent(row["load_fraction"]),
             str(len(row["queries"])),
         )
-    return table
+    return shown
 
 
 def _queries(document: Document) -> Table:
-    table = _table("Queries", "query", "node", "goodput", "why there", left=2)
-    table.columns[3].justify = "left"
+    shown = table("Queries", "query", "node", "goodput", "why there")
     for row in document["queries"]:
-        table.add_row(row["query"], row["node"], _percent(row["goodput_fraction"]), row["reason"])
-    return table
+        shown.add_row(row["query"], row["node"], percent(row["goodput_fraction"]), row["reason"])
+    return shown
 
 
 def _warnings(document: Document) -> list[str]:
@@ -112,20 +112,8 @@ def _warnings(document: Document) -> list[str]:
             )
         if row["overloaded"]:
             found.append(
-                f"{row['node']}: computing ({_percent(row['load_fraction'])} of its time) and swapping ask for "
+                f"{row['node']}: computing ({percent(row['load_fraction'])} of its time) and swapping ask for "
                 f"{row['pressure']:.2f} times what it can do in time, so frames will be dropped; add a node, or lower "
                 "frame rates"
             )
     return found
-
-
-def _table(title: str, *columns: str, left: int) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for place_of, column in enumerate(columns):
-        justify = "left" if place_of < left else "right"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=place_of == 0)  # type: ignore[arg-type]
-    return table
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"

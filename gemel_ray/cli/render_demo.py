@@ -6,7 +6,7 @@ import shlex
 
 from rich.console import Console
 
-from gemel_ray.cli.render import Document, percent, table
+from gemel_ray.cli.render import Document, percent, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
@@ -24,13 +24,13 @@ def demo_tables(document: Document) -> None:
     for row in document["queries"]:
         percents = ("original_accuracy", "merged_accuracy", "agreement", "lower_bound", "target")
         quality.add_row(row["query"], *(percent(row[key]) for key in percents))
-    console.print(quality)
+    show_table(quality)
     served = table("The same frames in the same memory", "query", "goodput, swapped", "goodput, merged",
                     "end-to-end, swapped", "end-to-end, merged")  # fmt: skip
     for row in document["queries"]:
         pairs = (row["goodput"], row["end_to_end_accuracy"])
         served.add_row(row["query"], *(percent(pair[side]) for pair in pairs for side in ("originals", "merged")))
-    console.print(served)
+    show_table(served)
     first = document["queries"][0]
     store, workload = (shlex.quote(document[key]) for key in ("store", "workload"))
     console.print(

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.table import Table
 
-from gemel_ray.cli.render import Document, percent, table
+from gemel_ray.cli.render import Document, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
 def profile_table(document: Document) -> None:
     """What each query's inferences cost, and how fast weights load."""
-    shown = table(f"On {document['device']}", "query", "run ms by batch size", "workspace by batch size")
+    shown = table(f"On {document['device']}", "query", "run ms by batch", "workspace by batch")
     for name, query in document["queries"].items():
         run = ", ".join(f"{size}: {took:.1f}" for size, took in query["run_ms"].items())
         space = ", ".join(f"{size}: {format_bytes(held)}" for size, held in query["workspace_bytes"].items())
         shown.add_row(name, run, space)
-    Console().print(shown)
+    show_table(shown)
     rate = format_bytes(round(1000 * document["load_bytes_per_ms"]))
     Console().print(f"Loading a weight set: {document['load_fixed_ms']:.2f} ms and its bytes at {rate} a second")
     run, load = document["run_slowdown"], document["load_slowdown"]
@@ -25,31 +26,44 @@ def profile_table(document: Document) -> None:
 
 
 def simulations_table(rows: Sequence[Document]) -> None:
-    """One table a budget, one line a policy."""
+    """One table a budget, one line a policy; as narrow as a terminal."""
     console = Console()
     for budget_bytes in dict.fromkeys(row["budget_bytes"] for row in rows):
         kind = "estimated" if rows[0]["estimated"] else "measured"
-        shown = table(
-            f"{format_bytes(budget_bytes)} on {rows[0]['device']} ({kind})", "policy", "goodput share",
-            "worst query share", "end-to-end accuracy", "stale share", "weights size", "swapped size", "busy share",
-        )  # fmt: skip
-        for row in (row for row in rows if row["budget_bytes"] == budget_bytes):
-            shown.add_row(row["policy"], *_simulated(row))
-        console.print(shown)
+        title = f"{format_bytes(budget_bytes)} on {rows[0]['device']} ({kind})"
+        show_table(_budget_table(title, [row for row in rows if row["budget_bytes"] == budget_bytes]))
     for problem in dict.fromkeys(row["problem"] for row in rows if "problem" in row):
         console.print(f"does not fit: {problem}")
+    if any("problem" not in row for row in rows):
+        console.print("Shares in %. In brackets: goodput where cameras' frames come at other moments.")
+
+
+def _budget_table(title: str, rows: Sequence[Document]) -> Table:
+    seen = "accuracy" if any("mean_accuracy" in row for row in rows) else "stale"
+    shown = table(title, "policy", "goodput", "worst", seen, "size", "swapped", "busy")
+    for row in rows:
+        shown.add_row(row["policy"], *(("does not fit",) if "problem" in row else _simulated(row)))
+    return shown
 
 
 def _simulated(row: Document) -> tuple[str, ...]:
-    if "problem" in row:
-        return ("does not fit",)
     stale = row["stale_fraction"].values()
     return (
-        percent(row["mean_goodput_fraction"]),
-        percent(row["worst_goodput_fraction"]),
-        percent(row["mean_accuracy"]) if "mean_accuracy" in row else "-",
-        percent(sum(stale) / len(stale)),
+        _goodput(row),
+        _hundredths(row["worst_goodput_fraction"]),
+        _hundredths(row.get("mean_accuracy", sum(stale) / len(stale))),
         format_bytes(row["weights_bytes"]),
         format_bytes(row["swap_bytes"]),
-        percent(row["busy_fraction"]),
+        _hundredths(row["busy_fraction"]),
     )
+
+
+def _goodput(row: Document) -> str:
+    """With what it is where frames come at other moments."""
+    every = [row["mean_goodput_fraction"], *row["goodput_at_other_phases"]]
+    least, most = f"{100 * min(every):.0f}", f"{100 * max(every):.0f}"
+    return _hundredths(every[0]) + (f" ({least}-{most})" if least != most else "")
+
+
+def _hundredths(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 
-from gemel_ray.cli.render import Document, percent, table
+from gemel_ray.cli.render import Document, percent, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
@@ -15,15 +16,15 @@ def status_tables(document: Document) -> None:
         console.print("No engine has answered yet.")
     if document.get("pinned") is not None:
         console.print(f"Release {document['pinned']} is pinned: what is published later is not served.")
-    console.print(_nodes(document))
-    console.print(_queries(document))
+    show_table(_nodes(document))
+    show_table(_queries(document))
     for line in _control(document.get("control")):
         console.print(line)
     for event in document["events"]:
         console.print(f"{event['at']}  {event['text']}", highlight=False)
 
 
-def _nodes(document: Document) -> object:
+def _nodes(document: Document) -> Table:
     shown = table("Nodes", "node", "release", "resident size", "budget size", "busy share", "problem")
     for node in document["nodes"]:
         memory = node["memory"] or {}
@@ -33,7 +34,7 @@ def _nodes(document: Document) -> object:
     return shown
 
 
-def _queries(document: Document) -> object:
+def _queries(document: Document) -> Table:
     shown = table(
         "Queries", "query", "node", "frames", "answered frames", "stale frames", "p95 latency", "last problem"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gemel_ray.cli.render import Document, percent, table
+from gemel_ray.cli.render import Document, brief_signature, percent, show_table, table
 from gemel_ray.policy.grouping import Analysis, heavy_hitters
 from gemel_ray.spec.units import format_bytes
 
@@ -52,12 +52,13 @@ def analysis_tables(document: Document, top: int) -> None:
         where = ", ".join(hitters[:3]) + (f" and {len(hitters) - 3} more" if len(hitters) > 3 else "")
         size, layers = format_bytes(model["total_bytes"]), str(model["layers"])
         models.add_row(model["query"], model["builder"], size, layers, where)
-    console.print(models)
+    show_table(models)
     groups = table(f"Layer groups, memory-forward (rule {document['rule']})", "signature", "members", "saved", "share")
     for group in document["groups"][:top]:
         share = percent(group["saved_bytes"] / document["layer_bytes"])
-        groups.add_row(group["signature"], str(len(group["members"])), format_bytes(group["saved_bytes"]), share)
-    console.print(groups)
+        signature, members = brief_signature(group["signature"]), str(len(group["members"]))
+        groups.add_row(signature, members, format_bytes(group["saved_bytes"]), share)
+    show_table(groups)
     if (more := len(document["groups"]) - top) > 0:
         console.print(f"... and {more} lighter groups (--top {len(document['groups'])} shows all)")
     share, widest = (document[key] / document["layer_bytes"] for key in ("shareable_bytes", "widest_shareable_bytes"))
@@ -75,7 +76,7 @@ def originals_table(rows: Sequence[Document]) -> None:
     for row in rows:
         accuracy = percent(row["gate_accuracy"])
         shown.add_row(row["query"], row["builder"], accuracy, str(row["gate_frames"]), row["weights"])
-    Console().print(shown)
+    show_table(shown)
 
 
 def operating_points_table(rows: Sequence[Document]) -> None:
@@ -86,4 +87,4 @@ def operating_points_table(rows: Sequence[Document]) -> None:
         size = format_bytes(row["bytes_after"])
         agreement, bound = percent(row["worst_agreement"]), percent(row["worst_lower_bound"])
         shown.add_row(percent(row["target"]), str(row["release"]), size, saved, agreement, bound)
-    Console().print(shown)
+    show_table(shown)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from gemel_ray.cli.render import Document, percent, table
+from gemel_ray.cli.render import Document, brief_signature, percent, show_table, table
 from gemel_ray.spec.release import Manifest
-from gemel_ray.spec.units import counted, format_bytes
+from gemel_ray.spec.units import counted, format_bytes, readable_time
 
 if TYPE_CHECKING:
     # Its file systems take a moment to load, and most commands do without.
@@ -56,8 +56,9 @@ def releases_table(rows: Sequence[Document]) -> None:
             shown.add_row(name, "-", "-", "-", "-", f"damaged: {row['problem']}")
             continue
         saved, agreement = percent(1 - row["bytes_after"] / row["bytes_before"]), percent(row["worst_agreement"])
-        shown.add_row(name, row["created_at"], format_bytes(row["bytes_after"]), saved, agreement, row["note"])
-    Console().print(shown)
+        made, size = readable_time(row["created_at"]), format_bytes(row["bytes_after"])
+        shown.add_row(name, made, size, saved, agreement, row["note"])
+    show_table(shown)
 
 
 def manifest_tables(document: Document) -> None:
@@ -69,7 +70,7 @@ def manifest_tables(document: Document) -> None:
     for name, released in document["queries"].items():
         accuracy = released["accuracy"] or {}
         shown.add_row(name, *(percent(accuracy.get(key)) for key in ("agreement", "lower_bound", "target")))
-    console.print(shown)
+    show_table(shown)
     before, after = document["bytes_before"], document["bytes_after"]
     console.print(f"{format_bytes(before)} before, {format_bytes(after)} after: {percent(1 - after / before)} saved")
 
@@ -82,7 +83,7 @@ def problems_table(problems: Sequence[Document]) -> None:
     shown = table(counted(len(problems), "problem"), "file", "what is wrong")
     for problem in problems:
         shown.add_row(problem["path"], problem["what"])
-    Console().print(shown)
+    show_table(shown)
 
 
 def diff_tables(document: Document) -> None:
@@ -90,16 +91,22 @@ def diff_tables(document: Document) -> None:
     console = Console()
     names = document["before"], document["after"]
     shown = table(
-        f"From release {names[0]} to {names[1]}", "query", "state", "what", f"{names[0]}: agreement",
-        f"{names[1]}: agreement", "its lower bound", "its target",
-    )  # fmt: skip
+        f"Agreement, from release {names[0]} to {names[1]}",
+        "query",
+        "state",
+        "what",
+        "before",
+        "after",
+        "bound",
+        "target",
+    )
     for row in document["queries"]:
         keys = ("agreement_before", "agreement_after", "lower_bound_after", "target_after")
         shown.add_row(row["query"], row["state"], ", ".join(row["changed"]), *(percent(row[key]) for key in keys))
-    console.print(shown)
+    show_table(shown)
     for key, title in (("share_now", "Layers that share now"), ("share_no_longer", "Layers that share no longer")):
         if document[key]:
-            console.print(_sharing_table(title, document[key]))
+            show_table(_sharing_table(title, document[key]))
     before, after = document["bytes_before"], document["bytes_after"]
     fetched = counted(document["fetch_blobs"], "blob")
     console.print(
@@ -112,13 +119,14 @@ def diff_tables(document: Document) -> None:
 def _sharing_table(title: str, rows: Sequence[Document]) -> Table:
     """The heaviest layers, by how many bytes their copies weigh less or more."""
     heaviest = sorted(rows, key=lambda row: -row["layer_bytes"] * abs(row["copies_before"] - row["copies_after"]))
-    shown = table(title, "layer", "of queries", "copies", "one copy's size")
+    shown = table(title, "layer", "shared by", "copies", "one copy's size")
     for row in heaviest[:_MOST_LAYERS]:
         counts = Counter(member.partition(":")[0] for member in row["members"])
         queries = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
         copies = f"{row['copies_before']} → {row['copies_after']}"
-        shown.add_row(row["signature"], queries, copies, format_bytes(row["layer_bytes"]))
+        shown.add_row(brief_signature(row["signature"]), queries, copies, format_bytes(row["layer_bytes"]))
     if (more := len(rows) - _MOST_LAYERS) > 0:
+        shown.caption_justify = "left"
         shown.caption = f"and {more} lighter ones (--json lists all)"
     return shown
 

@@ -151,6 +151,7 @@ def _row(profile: DeviceProfile, asked: Asked, played: Played, recording: Record
     return head | {
         **{key: value for key, value in asdict(found).items() if key not in ("policy", "budget_bytes")},
         "mean_goodput_fraction": found.mean_goodput_fraction,
+        "goodput_at_other_phases": list(played.goodput_at_other_phases),
         "worst_goodput_fraction": found.worst_goodput_fraction,
         "worst_query": min(found.goodput_fraction, key=found.goodput_fraction.__getitem__),
     }

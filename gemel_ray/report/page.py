@@ -14,6 +14,7 @@ from gemel_ray.report.facts import Facts
 from gemel_ray.report.inks import DARK, LIGHT, PIXELS_PER_INCH, Sheet, css_variables, to_svg
 from gemel_ray.report.sections import Plot, Section, present
 from gemel_ray.report.tables import Table
+from gemel_ray.spec.units import readable_time
 
 # Longer tables are folded away; the plot above them says what matters.
 _SHORT_ROWS = 8
@@ -39,7 +40,7 @@ def page(facts: Facts) -> str:
 def _subtitle(facts: Facts) -> str:
     made = facts.manifest.provenance
     standing = "the release to serve (HEAD)" if facts.head == facts.manifest.release else f"HEAD is {facts.head}"
-    return f"{facts.store} · {standing} · made {tables.readable_time(made.created_at)} · {made.note or 'no note'}"
+    return f"{facts.store} · {standing} · made {readable_time(made.created_at)} · {made.note or 'no note'}"
 
 
 def _headline(what: str, value: str, beside: str) -> str:

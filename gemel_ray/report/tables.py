@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from pathlib import PurePath
 
 from gemel_ray.report.facts import Facts
 from gemel_ray.spec.merge import SharedLayer
-from gemel_ray.spec.units import MIB, format_bytes
+from gemel_ray.spec.units import MIB, format_bytes, readable_time
 
 # Layers that a table names one by one.
 _MOST_MEMBERS = 12
@@ -189,11 +188,6 @@ def provenance_table(facts: Facts) -> Table:
             (str(manifest.release), readable_time(made.created_at), short_command(made.command), str(made.seed))
         )
     return Table(("release", "made", "command", "seed"), tuple(rows), frozenset({0, 1, 2}))
-
-
-def readable_time(text: str) -> str:
-    """'2026-11-26 09:05 UTC' for ISO 8601's '2026-11-26T09:05:06+00:00'; anything else as it is."""
-    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?(\+00:00|Z)$", r"\1 \2 UTC", text)
 
 
 def versions(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""Sizes as people write them, and back; counts in words."""
+"""Sizes as people write them, and back; times and counts in words."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def format_bytes(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """'1 blob', '2 blobs'."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def readable_time(text: str) -> str:
+    """'2026-11-26 09:05 UTC' for ISO 8601's '2026-11-26T09:05:06+00:00'; anything else as it is."""
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?(\+00:00|Z)$", r"\1 \2 UTC", text)
 
 
 ByteSize = Annotated[int, BeforeValidator(parse_bytes)]

@@ -56,6 +56,7 @@ def test_every_policy_is_simulated_at_every_budget(made, profiled, tmp_path, gem
     assert {row["policy"] for row in rows} >= {"ours_merged", "time_space", "model_lru", "everything_resident"}
     for row in rows:
         assert 0 <= row["worst_goodput_fraction"] <= row["mean_goodput_fraction"] <= 1
+        assert all(0 < goodput <= 1 for goodput in row["goodput_at_other_phases"])
         assert row["policy"] == "everything_resident" or row["peak_bytes"] <= row["budget_bytes"]
     assert json.loads((tmp_path / "trace.json").read_text())
 

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from gemel_ray.policy.grouping import group_layers, group_repeats, group_slices
 from gemel_ray.report.picture import lay_out
-from gemel_ray.report.tables import readable_time, shared_table
+from gemel_ray.report.tables import shared_table
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.spec.units import readable_time
 
 
 def model(query, sizes, other=3, builder="net"):
