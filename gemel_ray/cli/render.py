@@ -30,8 +30,8 @@ def table(title: str, *columns: str) -> Table:
     """An empty table with these columns, without lines between them: a terminal of 80 characters holds more of it.
     Numbers stand to the right and are never broken, nor are names."""
     found = Table(
-        title=f"\n{title}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False,
-        pad_edge=False, padding=(0, 0, 0, 1),
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False,
+        padding=(0, 0, 0, 1),
     )  # fmt: skip
     for column in columns:
         numeric = column.endswith(_NUMBERS)
@@ -45,7 +45,9 @@ def show_table(shown: Table) -> None:
     half of a number would be another number."""
     widths = [_least_width(column) for column in shown.columns]
     least = sum(widths) + _GAP * (len(widths) - 1)
-    Console(width=max(Console().width, least)).print(shown)
+    console = Console(width=max(Console().width, least))
+    console.print(shown)
+    console.print()
 
 
 def _least_width(column: Column) -> int:
