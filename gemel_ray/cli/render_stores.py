@@ -119,7 +119,7 @@ def diff_tables(document: Document) -> None:
 def _sharing_table(title: str, rows: Sequence[Document]) -> Table:
     """The heaviest layers, by how many bytes their copies weigh less or more."""
     heaviest = sorted(rows, key=lambda row: -row["layer_bytes"] * abs(row["copies_before"] - row["copies_after"]))
-    shown = table(title, "layer", "shared by", "copies", "one copy's size")
+    shown = table(title, "layer", "shared by", "copies", "size")
     for row in heaviest[:_MOST_LAYERS]:
         counts = Counter(member.partition(":")[0] for member in row["members"])
         queries = ", ".join(name if count == 1 else f"{name} ({count})" for name, count in counts.items())
