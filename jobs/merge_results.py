@@ -122,9 +122,11 @@ def heading(record: Record) -> str:
     judge = record["options"].get("judged_by", "agreement")
     against = "accuracy on labels relative to the original's" if judge == "labels" else "agreement with the original"
     usual = float(record["options"]["minutes"])
-    minutes = " or ".join(f"{each:g}" for each in sorted({cell.get("minutes", usual) for cell in record["cells"]}))
+    each_minutes = sorted({cell.get("minutes", usual) for cell in record["cells"]})
+    minutes = " or ".join(f"{each:g}" for each in each_minutes)
+    speeds = ", on processors that were not equally fast (steps compare, minutes hardly)" * (len(each_minutes) > 1)
     return (
-        f"**{record['workload']}**, {against}, one thread, at most {minutes} CPU minutes a cell, "
+        f"**{record['workload']}**, {against}, one thread, at most {minutes} CPU minutes a cell{speeds}, "
         f"`--gate-margin {record['options']['gate_margin']}`; sharing across models could save at most "
         f"{100 * record['cross_model_bound_fraction']:.1f} %, with repeats within models "
         f"{100 * record['repeats_bound_fraction']:.1f} %, with slices {_slices_bound(record)}:\n"
