@@ -33,8 +33,9 @@ BATCH_SIZE = 32
 _MARGIN = 0.4
 # A run this far below the target with half of its steps behind it does not arrive any more.
 _HOPELESS_GAP = 0.15
-# Nor does one that far below with a quarter behind it, once it has had as many as learning takes at all: five strangers
-# that arrive are .34 below after 45 of 150 steps; two of ten classes, all repeats shared, .52 to .57 after 120 of 450.
+# Nor does one even further below with a quarter behind it, once it has had as many as learning takes at all: five
+# strangers that arrive are .34 below after 45 of 150 steps; two of ten classes, repeats shared, .52 to .57 after 120 of
+# 450.
 _FAR_GAP = 0.45
 _LEAST_STEPS = 100
 _WARM_UP_FRACTION = 0.1
