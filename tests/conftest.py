@@ -20,13 +20,6 @@ os.environ.update(
 settings.register_profile("house", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
 
-
-def pytest_collection_modifyitems(items):
-    """Files that take longest come first, so that workers beside each other end together."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 SHARED_VIDEO = Path(__file__).resolve().parent.parent.parent / "shared" / "video"
 
 

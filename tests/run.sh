@@ -12,8 +12,8 @@ check)
     lint-imports
     mypy
     ;;
-# Two files at a time: much of a Ray test is waiting for processes to start. In the order of tests/conftest.py.
-test) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@" ;;
+# Two files at a time: much of a Ray test is waiting for processes to start.
+test) python -m pytest -n 2 --dist loadfile "$@" ;;
 test-pure) python -m pytest tests/pure "$@" ;;
 test-ray) python -m pytest -m ray "$@" ;;
 # Folders that need no Ray: a GPU may be found where there is none.

@@ -18,7 +18,7 @@ from gemel_ray.serving.options import NodeOptions
 from gemel_ray.serving.tls import read_certificate
 from gemel_ray.weights.store import open_store
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 PATIENCE_S = 240
 

@@ -26,7 +26,7 @@ from gemel_ray.serving.options import NodeOptions
 from gemel_ray.serving.tokens import TokenSource
 from gemel_ray.spec.errors import InputError, OverBudgetError, ServingError, StoreError
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 JPEG = {"content-type": "image/jpeg"}
 # Long enough for a machine that is busy with other things.
