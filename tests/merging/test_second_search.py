@@ -173,6 +173,8 @@ def test_the_functions_refuse_what_the_commands_do(tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "foo.invalid", "127.0.0.1:port"])
 def test_an_address_where_no_cluster_answers_is_told_at_once(monkeypatch, address):
+    # Whatever other tests in this process have joined.
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(InputError, match=f"RAY_ADDRESS {address} cannot be reached"), ray_session():
         pytest.fail("no cluster")
