@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from gemel_ray.cli.progress import working
-from gemel_ray.cli.render import percent, show_table, table
+from gemel_ray.cli.render import Document, percent, show_table, table
 from gemel_ray.spec.units import format_bytes
-
-Document = Mapping[str, Any]
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from gemel_ray.cli.render import Document, show_table, table
+from gemel_ray.cli.render import Document, percent, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
@@ -50,11 +50,11 @@ def _simulated(row: Document) -> tuple[str, ...]:
     stale = row["stale_fraction"].values()
     return (
         _goodput(row),
-        _hundredths(row["worst_goodput_fraction"]),
-        _hundredths(row.get("mean_accuracy", sum(stale) / len(stale))),
+        _in_percent(row["worst_goodput_fraction"]),
+        _in_percent(row.get("mean_accuracy", sum(stale) / len(stale))),
         format_bytes(row["weights_bytes"]),
         format_bytes(row["swap_bytes"]),
-        _hundredths(row["busy_fraction"]),
+        _in_percent(row["busy_fraction"]),
     )
 
 
@@ -62,8 +62,8 @@ def _goodput(row: Document) -> str:
     """With what it is where frames come at other moments."""
     every = [row["mean_goodput_fraction"], *row["goodput_at_other_phases"]]
     least, most = f"{100 * min(every):.0f}", f"{100 * max(every):.0f}"
-    return _hundredths(every[0]) + (f" ({least}-{most})" if least != most else "")
+    return _in_percent(every[0]) + (f" ({least}-{most})" if least != most else "")
 
 
-def _hundredths(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
+def _in_percent(fraction: float) -> str:
+    return percent(fraction).removesuffix(" %")

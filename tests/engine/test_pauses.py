@@ -46,6 +46,7 @@ def test_what_was_there_before_is_set_aside_until_the_last_engine_stops():
     assert not is_collected_over(before)
     pauses.end()
     assert is_collected_over(before)
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.usefixtures("collector")
