@@ -63,7 +63,9 @@ def originals(
     as_json: AsJson = False,
     allow_factories: AllowFactories = False,
 ) -> None:
-    """Train the workload's originals from its feeds' labels and save them as safetensors. Cached by content.
+    """Train the workload's originals from its feeds' labels and save them as safetensors.
+
+    Those that lie there stay while their frames, labels, model and options are the same.
 
     Example: gemel originals serve_configs/workloads/streets.yaml --out originals
     """
@@ -109,7 +111,8 @@ def search(
         bool, typer.Option(help="Learn from flipped and shifted frames too, once frames turn out to be too few.")
     ] = True,
     operating_points: Annotated[
-        str | None, typer.Option(help="Targets instead of the workload's own, a release for each: 0.90,0.95,0.98.")
+        str | None,
+        typer.Option(help="Targets instead of the workload's own, a release for each, --minutes divided: 0.90,0.95."),
     ] = None,
     paper: Annotated[
         bool, typer.Option("--paper", help="Share across models only, by GEMEL's own rule; not within models.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from gemel_ray.spec.answers import Classified
+from gemel_ray.spec.answers import Classified, Detected
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.training.data import QueryData, score
 
@@ -47,20 +47,30 @@ def _problem(data: QueryData, gate_margin: float) -> str | None:
 
 
 def _unseen(data: QueryData) -> str:
-    """Of a classifier: a class that what it is held against never has on the gate."""
-    gate, classes = data.splits["gate"], data.query.model.classes
-    if data.query.judged_by == "labels":
-        seen, done = {classes[label] for label in gate.labels.tolist() if label >= 0}, "is labelled"
+    """A class that what the query is held against never has on the gate."""
+    gate, classes, by_labels = data.splits["gate"], data.query.model.classes, data.query.judged_by == "labels"
+    if _detects(data):
+        given = gate.boxes if by_labels else [each.boxes for each in gate.answers if isinstance(each, Detected)]
+        seen, classes = {box.label for boxes in given for box in boxes}, classes[1:]
+    elif by_labels:
+        seen = {classes[label] for label in gate.labels.tolist() if label >= 0}
     else:
         seen = {answer.label for answer in gate.answers if isinstance(answer, Classified)}
-        done = "is answered by the original with"
     missing = [label for label in classes if seen and label not in seen]
+    done = "is labelled" if by_labels else "is answered by the original with"
     return f"{done} {missing[0]!r}" if missing else ""
 
 
+def _detects(data: QueryData) -> bool:
+    return any(isinstance(answer, Detected) for answer in data.splits["gate"].answers)
+
+
 def _rarest(data: QueryData) -> str:
-    """Of a classifier: what its original answers least often there."""
-    counts = Counter(answer.label for answer in data.splits["gate"].answers if isinstance(answer, Classified))
+    """What the original answers least often there; of a detector, how often it finds anything."""
+    answers = data.splits["gate"].answers
+    if _detects(data):
+        return f", {sum(1 for each in answers if isinstance(each, Detected) and each.boxes)} of them with boxes"
+    counts = Counter(answer.label for answer in answers if isinstance(answer, Classified))
     if not counts:
         return ""
     label, count = min(counts.items(), key=lambda found: (found[1], found[0]))

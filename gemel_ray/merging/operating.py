@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -44,15 +45,19 @@ def search_operating_points(
 ) -> list[OperatingPoint]:
     """Search the workload once for every target. HEAD is left at the strictest target's release.
 
-    Targets that the gates have too few frames for are left out; SmallGateError where that leaves none.
+    Each has its even part of the minutes that are left; trials and epochs are each target's own. Targets that the gates
+    have too few frames for are left out; SmallGateError where that leaves none.
     """
     points: list[OperatingPoint] = []
-    for target in targets:
+    until_s = time.monotonic() + 60 * options.minutes
+    for place, target in enumerate(targets):
         report(f"searching for {100 * target:g} % of the originals' accuracy")
         aimed = workload.aimed_at(target)
         begun = open_store(store_uri, create=True).read_state(search_name(aimed)) is not None
         try:
-            found = search(aimed, store_uri, replace(options, resume=options.resume and begun), report)
+            minutes = max(until_s - time.monotonic(), 0) / 60 / (len(targets) - place)
+            own = replace(options, resume=options.resume and begun, minutes=minutes)
+            found = search(aimed, store_uri, own, report)
         except SmallGateError as error:
             if not points:
                 raise

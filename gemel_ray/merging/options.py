@@ -73,6 +73,8 @@ def choices(options: SearchOptions) -> dict[str, str | int | float | bool | None
         "paper": options.paper,
         "slices": options.slices,
         "seed": options.seed,
+        "from-release": options.from_release,
+        "apart": ",".join(options.apart) or None,
     }
 
 

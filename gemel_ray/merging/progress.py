@@ -75,7 +75,7 @@ class Progress:
         history: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`root` is the release of the originals that the search began with; `options`, how it was told to go."""
+        """`root` is the release that the search began with, its own; `options`, how it was told to go."""
         self.store, self.name, self.root = store, name, root
         self.options = dict(options or {})
         self.history = list(history)
@@ -180,15 +180,11 @@ class Progress:
         published = self._published()
         if (won.model_set, won.number) in published:
             return published[won.model_set, won.number]
-        manifest = publish_candidate(self.store, self.latest(), won, outcome, search=self.name, root=self._originals())
+        root = None if self.options.get("apart") else self.store.manifest(self.root)
+        manifest = publish_candidate(self.store, self.latest(), won, outcome, search=self.name, root=root)
         saved = 1 - manifest.bytes_after / manifest.bytes_before
         _log.info("release %d: %s, %.1f %% of all bytes saved", manifest.release, won.label, 100 * saved)
         return manifest.release
-
-    def _originals(self) -> Manifest | None:
-        """What the search began with, if these were the originals and not what an earlier release had merged."""
-        root = self.store.manifest(self.root)
-        return root if root.parent is None else None
 
     def _published(self) -> dict[tuple[str, int], int]:
         """Releases of this search by set and candidate: those of its name that come of its root."""

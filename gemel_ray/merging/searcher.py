@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from gemel_ray.merging.progress import Progress, superseded
+from gemel_ray.spec.errors import GemelError
 from gemel_ray.spec.trials import Candidate, Outcome
 from gemel_ray.spec.units import format_bytes
 
@@ -67,9 +68,16 @@ class MergeSearcher(Searcher):
             outcome = superseded(candidate)
         else:
             outcome = Outcome(candidate=candidate.number, passed=False, reason=_DIED)
-        self._progress.take(candidate, outcome)
         self._took_s += [outcome.seconds] if outcome.steps else []
-        self._report(self._line(candidate, outcome))
+        self._take(candidate, outcome)
+
+    def _take(self, candidate: Candidate, outcome: Outcome) -> None:
+        """A store that cannot be written ends the search: Tune would run the trial again for what is raised here."""
+        try:
+            self._progress.take(candidate, outcome)
+            self._report(self._line(candidate, outcome))
+        except GemelError as error:
+            self.problem = f"trial {self._name(candidate)}: what it came to cannot be written down ({error})"
 
     def is_out_of_time(self) -> bool:
         """Whether no further trial may start."""

@@ -16,12 +16,12 @@ from gemel_ray.merging.options import SearchOptions, bounded, choices, initial_s
 from gemel_ray.merging.progress import Progress
 from gemel_ray.merging.searcher import MergeSearcher, StopSuperseded, TellBegun
 from gemel_ray.merging.session import check_room, ray_session
-from gemel_ray.merging.starting import originals_in_store, originals_of_workload, taken_apart
+from gemel_ray.merging.starting import begun_from, check_unchanged, originals_in_store, originals_of_workload
 from gemel_ray.merging.trainable import MergeTrial
-from gemel_ray.spec.errors import InputError, SearchError
+from gemel_ray.spec.errors import GemelError, InputError, SearchError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
-from gemel_ray.training.data import QueryData, read_workload_data, with_teacher
+from gemel_ray.training.data import QueryData, check_labels_for, read_workload_data, with_teacher
 from gemel_ray.training.releases import publish_originals
 from gemel_ray.weights.files import absolute_uri
 from gemel_ray.weights.searches import claimed
@@ -47,12 +47,13 @@ def search(
     """
     _check_logs(options.logs)
     store = open_store(store_uri, create=True)
-    models, data = _read(workload, store, options, report, frames)
-    left_out = check_gates(data, options.settings.gate_margin, report)
     with claimed(store, search_name(workload)):
-        if options.resume:
-            progress = _resumed(workload, store, options, report)
-        else:
+        progress = _resumed(workload, store, options, report) if options.resume else None
+        if progress is not None and progress.is_finished:
+            return _concluded(progress, report)
+        models, data = _read(workload, store, options, progress, report, frames)
+        left_out = check_gates(data, options.settings.gate_margin, report)
+        if progress is None:
             progress = _begun(workload, store, models, bounded(options, data), left_out)
         if not progress.is_finished:
             with ray_session() as is_own:
@@ -92,13 +93,15 @@ def _read(
     workload: Workload,
     store: Store,
     options: SearchOptions,
+    resumed: Progress | None,
     report: Report,
     frames: Mapping[str, QueryData] | None,
 ) -> tuple[dict[str, nn.Module], dict[str, QueryData]]:
     """The originals, and frames with what they answer. Nothing is written before all of it was found right."""
-    models = _originals(workload, store, options)
+    models = _originals(workload, store, options, resumed)
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
+    check_labels_for(options.settings.objective, frames)
     return models, {name: with_teacher(part, models[name]) for name, part in frames.items()}
 
 
@@ -120,17 +123,26 @@ def _begun(
     if options.from_release is None:
         start = publish_originals(store, workload, models, seed=options.seed)
     else:
-        start = taken_apart(store, options.from_release, options.apart)
+        margin = options.settings.gate_margin
+        start = begun_from(store, options.from_release, workload, options.apart, margin)
     states = initial_states(workload, models, start, options, left_out)
     progress = Progress(store, search_name(workload), states, root=start.release, options=choices(options))
     progress.save()
     return progress
 
 
-def _originals(workload: Workload, store: Store, options: SearchOptions) -> dict[str, nn.Module]:
-    if options.from_release is None:
-        return originals_of_workload(workload, allow_factories=options.allow_factories)
-    return originals_in_store(workload, store, options.from_release, allow_factories=options.allow_factories)
+def _originals(
+    workload: Workload, store: Store, options: SearchOptions, resumed: Progress | None
+) -> dict[str, nn.Module]:
+    """The workload's own; the store's, where the search goes on from a release, or was begun so."""
+    root, trusting = options.from_release if resumed is None else resumed.root, options.allow_factories
+    is_first = root is None or (resumed is not None and store.manifest(root).parent is None)
+    if root is not None and not is_first:
+        return originals_in_store(workload, store, root, allow_factories=trusting)
+    models = originals_of_workload(workload, allow_factories=trusting)
+    if root is not None:
+        check_unchanged(models, workload, store, root, allow_factories=trusting)
+    return models
 
 
 def _run_trials(
@@ -146,7 +158,7 @@ def _run_trials(
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 # Never reached: the searcher itself says when it has finished.
-                num_samples=(options.settings.max_trials + _MOST_PROBES) * max(len(progress.states), 1),
+                num_samples=sum(state.settings.max_trials + _MOST_PROBES for state in progress.states),
                 reuse_actors=True,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
             ),
@@ -162,7 +174,7 @@ def _run_trials(
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    if not progress.is_finished:
+    if searcher.problem or not progress.is_finished:
         _tell_unfinished(progress, searcher, report)
 
 
@@ -181,14 +193,20 @@ def _log_folder(wanted: Path | None) -> Iterator[str]:
 
 
 def _tell_unfinished(progress: Progress, searcher: MergeSearcher, report: Report) -> None:
-    release = progress.latest().release
     if searcher.problem:
-        raise SearchError(
-            f"{searcher.problem}. Release {release} stands; mend that, and the same with --resume goes on"
-        )
+        raise SearchError(f"{searcher.problem}. {_standing(progress)}; mend that, and the same with --resume goes on")
+    release = progress.latest().release
     if not searcher.is_out_of_time():
         # Tune takes Ctrl-C for itself and returns as if all were well.
         raise SearchError(
             f"the search was interrupted; release {release} stands. The same with --resume goes on from it"
         )
     report(f"time is up, release {release} stands; the same with --resume goes on from it")
+
+
+def _standing(progress: Progress) -> str:
+    """What is there to be served, as far as a store in trouble says."""
+    try:
+        return f"Release {progress.latest().release} stands"
+    except GemelError:
+        return "What was released stays"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
 from gemel_ray.spec.errors import InputError, ModelError
-from gemel_ray.spec.release import Manifest
-from gemel_ray.spec.workload import Workload
+from gemel_ray.spec.release import Manifest, ReleasedQuery
+from gemel_ray.spec.workload import Query, Workload
+from gemel_ray.training.releases import provenance
 from gemel_ray.vision.checkpoints import fit_state, load_weights
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.tasks import check_takes_frames
@@ -54,15 +56,58 @@ def originals_in_store(
     return {name: model.to(training_device()) for name, model in models.items()}
 
 
-def taken_apart(store: Store, release: int, queries: Sequence[str]) -> Manifest:
-    """A release to start from, like another one, in which these queries share nothing; not for serving.
+def begun_from(store: Store, release: int, workload: Workload, apart: Sequence[str], gate_margin: float) -> Manifest:
+    """Publish what a search goes on from: like another release, asked what the workload asks, and with the queries
+    `apart` sharing nothing; not for serving.
 
-    Raises InputError for a query that it lacks.
+    A release of its own even where nothing differs, so that the search knows which others come of it. Raises InputError
+    for a query that the release lacks, and for one that shares and was not accepted at so high a target.
     """
     manifest = store.manifest(release)
     root = originals_of(store, manifest)
-    merged = [name for name in queries if _is_merged(manifest, root, name)]
-    return store.publish(reverted(manifest, root, merged), head=False) if merged else manifest
+    merged = [name for name in apart if _is_merged(manifest, root, name)]
+    start = reverted(manifest, root, merged) if merged else manifest.model_copy(update={"parent": release})
+    queries = {query.name: _asked(start, query, gate_margin) for query in workload.queries}
+    note = f"what a search goes on from: release {release}{', apart: ' * bool(merged)}{', '.join(merged)}"
+    changed = {
+        "queries": queries,
+        "workload_name": workload.name,
+        "workload_hash": workload.content_hash(),
+        "provenance": provenance(start.provenance.seed, note, {"base": release, "apart": ",".join(merged)}),
+    }
+    return store.publish(start.model_copy(update=changed), head=False)
+
+
+def _asked(start: Manifest, query: Query, gate_margin: float) -> ReleasedQuery:
+    """A query's weights as released, with the workload's question: what was accepted must meet the target asked now."""
+    released = start.queries[query.name]
+    if released.accuracy is None:
+        return released.model_copy(update={"query": query})
+    before = released.accuracy
+    accuracy = before.model_copy(update={"target": query.accuracy_target})
+    is_more = query.judged_by != before.judged_by or query.accuracy_target > before.target
+    if is_more and not (query.judged_by == before.judged_by and accuracy.passes(gate_margin)):
+        raise InputError(
+            f"query {query.name!r}: release {start.parent} met {before.target:g} by {before.judged_by} with "
+            f"{before.held[0]:.3f}, surely {before.held[1]:.3f}, and the workload asks for {query.accuracy_target:g} "
+            f"by {query.judged_by}; let it share nothing at first (--apart {query.name}), ask what it was accepted for, "
+            "or leave out --from-release"
+        )
+    return released.model_copy(update={"query": query, "accuracy": accuracy})
+
+
+def check_unchanged(
+    models: Mapping[str, nn.Module], workload: Workload, store: Store, root: int, *, allow_factories: bool
+) -> None:
+    """Raise InputError where a search that is taken up again began with other originals: what it has accepted since
+    was held against those."""
+    for name, begun_with in originals_in_store(workload, store, root, allow_factories=allow_factories).items():
+        now = models[name].state_dict()
+        if any(not torch.equal(tensor, now[key]) for key, tensor in begun_with.state_dict().items()):
+            raise InputError(
+                f"query {name!r}: its weights {workload.query(name).model.weights} are not those that this search "
+                f"began with (release {root}); put those back, or leave out --resume to search anew"
+            )
 
 
 def _is_merged(manifest: Manifest, root: Manifest, query: str) -> bool:

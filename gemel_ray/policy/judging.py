@@ -32,7 +32,7 @@ def is_superseded(state: SearchState, candidate: Candidate, outcomes: Outcomes) 
     """
     if state.divides:
         return False
-    saved = [each.configuration.saved_bytes for each in state.round if _has_passed(state, each, outcomes)]
+    saved = [each.configuration.saved_bytes for each in state.round if _has_surely_passed(state, each, outcomes)]
     is_beaten = bool(saved) and candidate.configuration.saved_bytes <= max(saved)
     return is_beaten or _is_ruled_out(state, candidate, outcomes)
 
@@ -41,8 +41,10 @@ def decisive(state: SearchState, outcomes: Outcomes, won: Candidate | None) -> l
     """The candidates of a round that ran to their end however many ran at once.
 
     Others may have been stopped or skipped, which depends on timing: nothing of them counts, so that a budget of steps
-    ends where it would with one trial at a time.
+    ends where it would with one trial at a time. In a dividing round all run to their end.
     """
+    if state.divides:
+        return list(state.round)
     saved = won.configuration.saved_bytes if won else 0
     return [
         each
@@ -79,6 +81,15 @@ def _has_failed(outcome: Outcome) -> bool:
 def _has_passed(state: SearchState, candidate: Candidate, outcomes: Outcomes) -> bool:
     outcome = outcomes.get(candidate.number)
     return outcome is not None and outcome.passed and not _is_ruled_out(state, candidate, outcomes)
+
+
+def _has_surely_passed(state: SearchState, candidate: Candidate, outcomes: Outcomes) -> bool:
+    """Whether a candidate has passed, and no whole that is still being tried may yet rule it out."""
+    return _has_passed(state, candidate, outcomes) and not any(
+        _is_nearly(state, candidate, whole)
+        for whole in state.round
+        if state.phase in _RULING and whole.number not in outcomes
+    )
 
 
 def _is_ruled_out(state: SearchState, candidate: Candidate, outcomes: Outcomes) -> bool:

@@ -13,6 +13,7 @@ from gemel_ray.policy.splits import Split, split_frames
 from gemel_ray.spec.answers import Answer, Box, Classified, Detected
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.feeds import FeedSpec
+from gemel_ray.spec.trials import Objective
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.dense import read_outputs
 from gemel_ray.vision.feeds import open_feed
@@ -129,6 +130,16 @@ def _check_sizes(query: Query, splits: Mapping[Split, SplitData]) -> None:
             raise FeedError(
                 f"query {query.name!r}: feed {query.feed!r} leaves {len(data.images)} frames for {side}, at least "
                 f"{_FEWEST_FRAMES} are needed; give the feed more frames"
+            )
+
+
+def check_labels_for(objective: Objective, data: Mapping[str, QueryData]) -> None:
+    """Raise FeedError where retraining is to follow labels that a feed lacks for frames that are trained on."""
+    for part in data.values() if objective != "distillation" else ():
+        if _truth(part, "train") is None:
+            raise FeedError(
+                f"query {part.query.name!r}: feed {part.query.feed!r} does not label every frame, and --objective "
+                f"{objective} follows labels; say --objective distillation, or use a feed with labels"
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from gemel_ray.spec.errors import GemelError, InputError
+from gemel_ray.spec.errors import GemelError, InputError, brief
 from gemel_ray.spec.units import format_bytes
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.training.data import QueryData, read_workload_data, run_model, score_on_labels
@@ -78,13 +78,18 @@ def train_fleet(
     be trained and for a folder that does not take them, before anything is trained, and StoreError where one cannot
     be saved after all.
     """
-    keys = {
-        query.name: _content_key(workload, query, steps=steps, seed=seed, family=family) for query in workload.queries
-    }
     paths = {query.name: folder / f"{query.name}.safetensors" for query in workload.queries}
-    missing = [query for query in workload.queries if not _is_cached(paths[query.name], keys[query.name])]
-    _prepare_folder(folder, sum(_checked_bytes(query, allow_factories) for query in missing))
+    absent = [query for query in workload.queries if not paths[query.name].exists()]
+    _prepare_folder(folder, sum(_checked_bytes(query, allow_factories) for query in absent))
     data = data or read_workload_data(workload, needs_labels=True)
+    frames = {name: _fingerprint(part) for name, part in data.items()}
+    keys = {
+        query.name: _content_key(workload, query, frames, steps=steps, seed=seed, family=family)
+        for query in workload.queries
+    }
+    missing = [query for query in workload.queries if not _is_cached(paths[query.name], keys[query.name])]
+    changed = [query for query in missing if query not in absent]
+    _prepare_folder(folder, sum(_checked_bytes(query, allow_factories) for query in changed))
     jobs = {
         query.name: TrainingJob(data[query.name], steps, seed + 1 + place, _RATE, allow_factories=allow_factories)
         for place, query in enumerate(workload.queries)
@@ -142,6 +147,7 @@ def _trained(
     running = {executor.submit(train, job): name for name, job in jobs.items()}
     if running:
         report(f"training {', '.join(jobs)}")
+    problem: Exception | None = None
     for number, done in enumerate(running if ordered else as_completed(running), start=1):
         try:
             state = done.result()
@@ -149,8 +155,15 @@ def _trained(
             raise GemelError(
                 f"the process that trained {running[done]} was killed; is memory short? Try --parallel 1"
             ) from error
+        except Exception as error:  # whatever a user's own model raises
+            # What the others come to took as long, and is wanted all the same.
+            report(f"{running[done]} could not be trained ({number} of {len(running)}): {brief(error)}")
+            problem = problem or error
+            continue
         report(f"trained {running[done]} ({number} of {len(running)})")
         yield running[done], state
+    if problem is not None:
+        raise problem
 
 
 def _common_feed(data: Mapping[str, QueryData], builder: str) -> QueryData:
@@ -162,13 +175,23 @@ def _common_feed(data: Mapping[str, QueryData], builder: str) -> QueryData:
     return common_feed(max(alike.values(), key=len))
 
 
-def _content_key(workload: Workload, query: Query, *, family: bool, **settings: object) -> str:
-    """What a trained original depends on: its feed and model; with a family, its relatives' too, and its place."""
+def _fingerprint(data: QueryData) -> str:
+    """Of the frames that an original learns from, and of their labels: a feed's name may stay while they change."""
+    found = hashlib.sha256()
+    for side in ("train", "validation"):
+        split = data.splits[side]
+        for image in split.images:
+            found.update(f"{image.shape}".encode() + image.tobytes())
+        found.update(split.labels.tobytes() + repr(split.boxes).encode())
+    return found.hexdigest()
+
+
+def _content_key(
+    workload: Workload, query: Query, frames: Mapping[str, str], *, family: bool, **settings: object
+) -> str:
+    """What a trained original depends on: its frames and model; with a family, its relatives' too, and its place."""
     kin = [q for q in workload.queries if family and q.model.builder == query.model.builder]
-    trained_on = [
-        {"feed": workload.feeds[q.feed].model_dump(mode="json"), "model": q.model.model_dump(exclude={"weights"})}
-        for q in (query, *kin)
-    ]
+    trained_on = [{"frames": frames[q.name], "model": q.model.model_dump(exclude={"weights"})} for q in (query, *kin)]
     place = workload.queries.index(query)
     content = {"trained_on": trained_on, "place": place, "family": family, "recipe": _RECIPE, **settings}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -52,7 +52,7 @@ def publish_originals(store: Store, workload: Workload, models: Mapping[str, nn.
         bytes_after=held,
         provenance=provenance(seed, "originals"),
     )
-    return store.publish(made, head=head_of_originals(store, made) is None)
+    return store.publish(made, head=head_like(store, made, originals=made) is None)
 
 
 def publish_candidate(
@@ -66,7 +66,8 @@ def publish_candidate(
 ) -> Manifest:
     """An accepted candidate on top of its parent. Queries that it did not touch stay as they are.
 
-    HEAD stays where it serves the originals in `root` as accurately in no more memory.
+    HEAD stays where it serves the originals that `root` comes of, and as accurately, in no more memory; without a root,
+    as where HEAD has drifted, it moves.
     """
     queries, configuration = dict(parent.queries), candidate.configuration
     for query, weights in outcome.weights.items():
@@ -94,19 +95,19 @@ def publish_candidate(
         bytes_after=sum(info.tensor_bytes for info in blobs.values()),
         provenance=provenance(candidate.seed, candidate.label, trial),
     )
-    head = head_of_originals(store, root) if root else None
+    head = head_like(store, root, originals=originals_of(store, root)) if root else None
     return store.publish(made, head=head is None or not _is_as_good(head, made, candidate.gate_margin))
 
 
-def head_of_originals(store: Store, root: Manifest) -> Manifest | None:
-    """The release to serve, if it is made of the very originals in `root` and answers the same questions."""
+def head_like(store: Store, asked: Manifest, *, originals: Manifest) -> Manifest | None:
+    """The release to serve, if it is made of these very originals and is asked the same questions."""
     try:
         head = store.manifest()
         before = originals_of(store, head)
     except StoreError:
         # None yet, or one that cannot be served.
         return None
-    return head if _originals(before) == _originals(root) and _questions(head) == _questions(root) else None
+    return head if _originals(before) == _originals(originals) and _questions(head) == _questions(asked) else None
 
 
 def _originals(root: Manifest) -> dict[str, Mapping[str, str]]:
@@ -114,8 +115,13 @@ def _originals(root: Manifest) -> dict[str, Mapping[str, str]]:
 
 
 def _questions(release: Manifest) -> dict[str, Query]:
-    """What is asked, whatever its target."""
-    return {name: each.query.model_copy(update={"accuracy_target": 1.0}) for name, each in release.queries.items()}
+    """What is asked, whatever its target, and wherever the original's weights lay."""
+    return {
+        name: each.query.model_copy(
+            update={"accuracy_target": 1.0, "model": each.query.model.model_copy(update={"weights": None})}
+        )
+        for name, each in release.queries.items()
+    }
 
 
 def _is_as_good(head: Manifest, other: Manifest, gate_margin: float) -> bool:

@@ -14,7 +14,8 @@ from torch import nn
 
 from gemel_ray.spec.errors import ModelError
 
-_DOWN, _UP = "delta_down", "delta_up"
+# The two layers that a corrected layer carries: from its inputs to `rank` channels, and from these to its outputs.
+CORRECTION = _DOWN, _UP = "delta_down", "delta_up"
 _SUFFIX = f".{_DOWN}.weight"
 
 
@@ -37,6 +38,22 @@ def effective_weight(module: nn.Module) -> torch.Tensor:
         up, down = (module.get_parameter(f"{name}.weight").detach() for name in (_UP, _DOWN))
         weight += (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
     return weight
+
+
+def is_corrected(model: nn.Module) -> bool:
+    """Whether any of its layers carries a correction."""
+    return any(hasattr(module, _UP) for module in model.modules())
+
+
+def folded_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of the model as it was built: corrections are added into the weights that they correct."""
+    state: dict[str, torch.Tensor] = model.state_dict()
+    for path, module in model.named_modules():
+        if hasattr(module, _UP):
+            state[f"{path}.weight"] = effective_weight(module)
+            for name in CORRECTION:
+                del state[f"{path}.{name}.weight"]
+    return state
 
 
 @torch.no_grad()

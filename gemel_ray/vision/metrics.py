@@ -118,8 +118,9 @@ def _relative_f1(
     def ratio(draws: np.ndarray) -> np.ndarray:
         return _f1(draws @ after) / np.maximum(_f1(draws @ before), 1e-9)
 
-    every = np.ones((1, len(before)))
-    return Score(RELATIVE, float(ratio(every)[0]), bootstrap_lower(len(before), ratio), len(before))
+    found = float(ratio(np.ones((1, len(before))))[0])
+    bound = min(bootstrap_lower(len(before), ratio), found * _most_certain(truth))
+    return Score(RELATIVE, found, bound, len(before))
 
 
 def mean_lower(estimates: Sequence[float], lower_bounds: Sequence[float]) -> float:
@@ -145,10 +146,20 @@ def wilson_lower(hits: int, trials: int, z: float = _Z) -> float:
 
 
 def compare_boxes(reference: Sequence[Sequence[Box]], given: Sequence[Sequence[Box]]) -> Score:
-    """F1 at IoU 0.5 over all classes and frames together. Bound: bootstrap over frames."""
+    """F1 at IoU 0.5 over all classes and frames together.
+
+    Bound: bootstrap over frames, and no higher than full agreement on the frames with boxes is certain of: resamples of
+    frames without a mistake have none, however few they are.
+    """
     counts = _counts(reference, given)
     bound = bootstrap_lower(len(counts), lambda draws: _f1(draws @ counts))
-    return Score(DETECTION_F1, f1(*counts.sum(axis=0)), bound, len(counts))
+    return Score(DETECTION_F1, f1(*counts.sum(axis=0)), min(bound, _most_certain(reference)), len(counts))
+
+
+def _most_certain(reference: Sequence[Sequence[Box]]) -> float:
+    """Wilson's lower bound where nothing went wrong on any of the frames with boxes; 0 where no frame has one."""
+    shown = sum(1 for boxes in reference if boxes)
+    return wilson_lower(shown, shown)
 
 
 def _counts(reference: Sequence[Sequence[Box]], given: Sequence[Sequence[Box]]) -> np.ndarray:
@@ -203,17 +214,18 @@ def mean_average_precision(reference: Sequence[Sequence[Box]], given: Sequence[S
     The area is exact: precision is made non-increasing and summed at every point where recall rises (Pascal VOC
     since 2010, Everingham et al., IJCV 2015), not sampled at 101 recalls as COCO does. Boxes of classes that the
     reference never shows count for nothing, save where it shows none at all: then the score is 1 without any box
-    and 0 with one. Bound: bootstrap over frames.
+    and 0 with one. Bound: as `compare_boxes` has it.
     """
     assert len(reference) == len(given), "one list of boxes for each reference list"
     frames = len(reference)
     if not any(reference):
         score = float(frames > 0 and not any(given))
-        return Score(DETECTION_MAP, score, score, frames)
+        return Score(DETECTION_MAP, score, 0.0, frames)
     hits = [[(box, hit) for box, hit in match_boxes(r, g)] for r, g in zip(reference, given, strict=True)]
     curves = [_curve(label, reference, hits) for label in sorted({box.label for r in reference for box in r})]
     width = max(1, *(len(curve.hit) for curve in curves))
     bound = bootstrap_lower(frames, lambda draws: _mean_precision(curves, draws), width=width)
+    bound = min(bound, _most_certain(reference))
     return Score(DETECTION_MAP, float(_mean_precision(curves, np.ones((1, frames)))[0]), bound, frames)
 
 

@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from gemel_ray.policy.ties import Ties
+from gemel_ray.vision.deltas import CORRECTION
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -130,14 +131,18 @@ class _Walk:
         """Past a layer that mixes channels: its inputs belong to the space before, its outputs are a new one."""
         entries = module.weight.shape[1]
         size = self._sizes.get(before, 0)
+        # A correction is added by a hook, which the graph does not show.
+        corrected = [name for name in CORRECTION if hasattr(module, name)]
         if before != FIXED and entries % size == 0:
-            self._axes[before].append(Axis(f"{path}.weight", 1, entries // size))
+            names = ("weight", *(f"{name}.weight" for name in corrected[:1]))
+            self._axes[before] += [Axis(f"{path}.{name}", 1, entries // size) for name in names]
         else:
             self._ties.tie(before, FIXED)
         if path not in self._output_of:
             self._output_of[path] = space = self._ties.add(len(self._sizes))
             self._sizes[space] = module.weight.shape[0]
             self._add(space, path, module, ("weight", "bias"))
+            self._axes[space] += [Axis(f"{path}.{name}.weight", 0) for name in corrected[1:]]
         return self._output_of[path]
 
     def _add(self, space: int, path: str, module: nn.Module, names: tuple[str, ...]) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gemel_ray.merging.gates import check_gates
-from gemel_ray.spec.answers import Classified
+from gemel_ray.spec.answers import Box, Classified, Detected
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.data import QueryData, SplitData, score
@@ -65,3 +65,25 @@ def test_the_margin_it_names_is_enough():
     check_gates(data, margin, pytest.fail)
     best = score(data["few"], "gate", data["few"].splits["gate"].answers).lower_bound
     assert margin < 0.95 - best + 0.02
+
+
+def detecting(cars, people, empty):
+    """A detector that has found these on so many frames of its gate."""
+    found = query_data("south", 0, 0).query
+    model = found.model.model_copy(
+        update={"architecture": "ssdlite320_mobilenet_v3_large", "classes": ("background", "car", "person")}
+    )
+    boxes = [(Box(label, 0.9, 0, 0, 5, 5),) for label in ["car"] * cars + ["person"] * people] + [()] * empty
+    images = np.zeros((len(boxes), 2, 2, 3), dtype=np.uint8)
+    gate = SplitData(images, np.full(len(boxes), -1), answers=tuple(map(Detected, boxes)))
+    return QueryData(found.model_copy(update={"model": model}), {"gate": gate})
+
+
+def test_a_detector_that_found_next_to_nothing_on_its_gate_cannot_pass():
+    """A merged one that answers nothing at all would agree with it."""
+    told = []
+    data = {"many": query_data("many", 200, 200), "south": detecting(cars=4, people=0, empty=300)}
+    assert check_gates(data, 0.03, told.append) == ["south"]
+    assert "its gate has 304 frames, 4 of them with boxes, so that not even full agreement is surely above" in told[0]
+    assert "no frame of its gate is answered by the original with 'person'" in told[1]
+    assert check_gates({"south": detecting(cars=100, people=100, empty=0)}, 0.03, pytest.fail) == []

@@ -3,73 +3,15 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_world import BIG, PLACES, SIZES, World, group_of, groups_of, run, shared_signatures
 
 from gemel_ray.policy.evidence import judged
-from gemel_ray.policy.judging import is_superseded, winner
-from gemel_ray.policy.search import advance, begin, is_finished
-from gemel_ray.policy.search_state import SearchSettings, SearchState
+from gemel_ray.policy.search import begin, is_finished
+from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.spec.layers import Extent, LayerGroup, LayerRef, Tensor
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Accuracy
-from gemel_ray.spec.trials import SUPERSEDED, Outcome
-
-
-def group_of(signature, size, queries="ab", rank_bytes=0):
-    return LayerGroup(signature, tuple(LayerRef(query, signature) for query in queries), size, rank_bytes)
-
-
-def groups_of(sizes, queries="ab", rank_bytes=0):
-    ordered = enumerate(sorted(sizes, reverse=True))
-    return tuple(group_of(f"s{place}", size, queries, rank_bytes) for place, size in ordered)
-
-
-class World:
-    """Some layers of some queries can never be shared, some groups only after training.
-
-    `tamed`: hard layers become willing with private corrections. Each hard layer keeps its queries `far` more below
-    their target.
-    """
-
-    def __init__(self, hard=(), trainable=(), *, tamed=False, far=None):
-        self.hard, self.trainable, self.tamed, self.far = set(hard), set(trainable), tamed, far
-
-    def judge(self, candidate):
-        plain = [layer for layer in candidate.configuration.shared if not (self.tamed and layer.rank)]
-        members = [member for layer in plain for member in layer.members]
-        resists = [m for m in members if m.layer in self.hard or (m.query, m.layer) in self.hard]
-        hard = sorted({member.query for member in resists})
-        untrained = {m.query for m in members if m.layer in self.trainable} if not candidate.max_steps else set()
-        passed = not hard and not untrained
-        return Outcome(
-            candidate=candidate.number, passed=passed, reason="passed" if passed else "missed", objectors=tuple(hard),
-            shortfall=None if passed or self.far is None else self.far * len({member.layer for member in resists}),
-        )  # fmt: skip
-
-
-def run(state, world, *, interrupt=False, skip=False):
-    history = []
-    while not is_finished(state):
-        if interrupt:
-            state = SearchState.model_validate_json(state.model_dump_json())
-        outcomes = {}
-        for candidate in state.round:
-            if skip and is_superseded(state, candidate, outcomes):
-                outcomes[candidate.number] = Outcome(candidate=candidate.number, passed=False, reason=SUPERSEDED)
-                continue
-            outcomes[candidate.number] = world.judge(candidate)
-            history.append(candidate)
-        won = winner(state, outcomes)
-        state = advance(state, outcomes, release=state.release + (won is not None))
-    return state, history
-
-
-SIZES = st.lists(st.integers(1, 10**6), min_size=1, max_size=14)
-PLACES = st.sets(st.integers(0, 13).map(lambda place: f"s{place}"))
-BIG = SearchSettings(max_trials=10_000, max_steps=10)
-
-
-def shared_signatures(state):
-    return {layer.signature for layer in state.accepted.shared}
+from gemel_ray.spec.trials import Outcome
 
 
 @given(SIZES, PLACES, PLACES, st.sampled_from([None, 0.02, 0.2]))
@@ -135,67 +77,6 @@ def test_leaving_out_what_is_superseded_changes_nothing(sizes, hard, trainable, 
     world = World(hard, trainable, far=far)
     plain, skipped = run(start, world)[0], run(start, world, skip=True)[0]
     assert plain == skipped
-
-
-# One layer of 1 % of the bytes is all that resists.
-HARDEST = groups_of([50, 49, 1])
-
-
-def leap(far):
-    """The wholes that a leap tries when that layer keeps its queries so far below their target."""
-    state, history = run(begin(HARDEST, release=1, settings=BIG), World({"s2"}, {"s0", "s1"}, far=far), skip=True)
-    assert shared_signatures(state) == {"s0", "s1"}
-    return [len(each.configuration.shared) for each in history if each.label.startswith("leap")]
-
-
-def test_a_hopeless_whole_is_not_tried_again_without_its_hardest_layers():
-    assert leap(far=0.1) == [3, 2]
-    assert leap(far=0.2) == [3]
-
-
-def test_what_was_hopeless_among_relatives_is_not_leapt_for_again_without_its_hardest_layers():
-    start = begin(HARDEST, relatives=HARDEST, release=1, settings=BIG)
-    _, history = run(start, World({"s2"}, {"s0", "s1"}, far=0.2), skip=True)
-    wholes = [(each.label.split()[0], len(each.configuration.shared)) for each in history if each.max_steps]
-    assert [found for found in wholes if found[0] != "divide"] == [("kin", 3)]
-
-
-def test_what_a_hopeless_whole_rules_out_is_not_accepted_even_if_it_passed_beside_it():
-    state = begin(HARDEST, release=1, settings=BIG)
-    while state.phase != "leap":
-        state = advance(
-            state, {c.number: Outcome(candidate=c.number, passed=False, reason="") for c in state.round}, release=1
-        )
-    whole, most = state.round
-    outcomes = {
-        whole.number: Outcome(candidate=whole.number, passed=False, reason="hopeless", shortfall=0.2, steps=75),
-        most.number: Outcome(candidate=most.number, passed=True, reason="passed", steps=90),
-    }
-    assert is_superseded(state, most, {whole.number: outcomes[whole.number]})
-    assert winner(state, outcomes) is None
-    assert advance(state, outcomes, release=1).steps == 75
-
-
-@pytest.mark.parametrize(("far", "heaviest"), [(0.1, 4), (0.2, 2)])
-def test_of_what_was_hopeless_the_heavier_half_is_not_tried_whole(far, heaviest):
-    eight = groups_of(range(1, 9))
-    state, history = run(begin(eight, release=1, settings=BIG), World({"s0"}, {"s1"}, far=far), skip=True)
-    first = next(each for each in history if each.label.startswith("divide"))
-    assert first.configuration == MergeConfiguration.of(eight[:heaviest])
-    assert shared_signatures(state) == {f"s{place}" for place in range(1, 8)}
-
-
-def test_of_slices_that_were_hopeless_the_heavier_half_is_tried_whole():
-    def sliced(place, size):
-        members = LayerRef("a", f"s{place}"), LayerRef("b", f"s{place}")
-        tensors = (Tensor("weight", (held,), held) for held in (2 * size, size))
-        extents = tuple(Extent(member, (tensor,)) for member, tensor in zip(members, tensors, strict=True))
-        return LayerGroup(f"s{place}", members, 2 * size, extents=extents)
-
-    eight = tuple(sliced(8 - size, size) for size in range(8, 0, -1))
-    _, history = run(begin((), widest=eight, release=1, settings=BIG), World({"s0"}, {"s1"}, far=0.2), skip=True)
-    first = next(each for each in history if each.label.startswith("divide"))
-    assert len(first.configuration.shared) == 4
 
 
 @given(SIZES, PLACES)
@@ -371,21 +252,6 @@ def test_once_a_trial_knew_its_frames_by_heart_later_ones_learn_from_views(views
     assert rounds[-1] is (views and overfit >= 0.1)
 
 
-def test_parts_of_what_nearly_passed_come_before_larger_ones_of_what_was_hopeless():
-    class Repeats(World):
-        def judge(self, candidate):
-            within = any(ref.layer.startswith("r") for layer in candidate.configuration.shared for ref in layer.members)
-            found = super().judge(candidate)
-            return found.model_copy(update={"passed": False, "shortfall": 0.5 if within else 0.05})
-
-    across, beyond = groups_of([4, 3]), (group_of("r0", 40), group_of("r1", 30))
-    settings = SearchSettings(max_steps=10, patience=1)
-    state = begin(across, beyond=(*across, *beyond), release=1, settings=settings)
-    _, history = run(state, Repeats())
-    divided = [candidate.configuration.shared for candidate in history if candidate.label.startswith("divide")]
-    assert all(layer.members[0].layer.startswith("s") for layer in divided[0])
-
-
 @given(SIZES, PLACES, PLACES, st.integers(0, 200), st.booleans())
 def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_steps, skip):
     class Counting(World):
@@ -400,3 +266,15 @@ def test_no_more_steps_are_taken_than_were_given(sizes, hard, trainable, most_st
     # What a trial took that may have been stopped, had more run beside it, is not charged.
     alone, _ = run(begin(groups_of(sizes), release=1, settings=settings), Counting(hard, trainable), skip=not skip)
     assert alone == state
+
+
+@given(SIZES, PLACES, PLACES, st.integers(0, 200))
+def test_every_step_that_one_trial_at_a_time_takes_is_charged(sizes, hard, trainable, most_steps):
+    class Counting(World):
+        def judge(self, candidate):
+            return super().judge(candidate).model_copy(update={"steps": candidate.max_steps})
+
+    settings = SearchSettings(max_trials=10_000, max_steps=10, most_steps=most_steps)
+    start = begin(groups_of(sizes, "abc"), release=1, settings=settings)
+    state, history = run(start, Counting(hard, trainable), skip=True)
+    assert sum(candidate.max_steps for candidate in history) == state.steps <= most_steps

@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from gemel_ray.spec.errors import InputError, ModelError, StoreError
+from gemel_ray.spec.errors import GemelError, InputError, ModelError, StoreError
 from gemel_ray.spec.workload import parse_workload
 from gemel_ray.training.fleet import train_fleet
 
@@ -116,3 +118,51 @@ def test_weights_that_cannot_be_saved_after_all_leave_nothing_half_written(tmp_p
     with pytest.raises(StoreError, match=r"f_cars\.safetensors cannot be written: .*; free space or correct"):
         train_fleet(workload(), tmp_path, **OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["f_cars.safetensors"]
+
+
+def test_other_frames_of_the_same_feed_are_trained_on_again(tmp_path):
+    """Whoever adds pictures to a folder keeps its name."""
+    pictures = tmp_path / "pictures"
+    for number in range(160):
+        folder = pictures / ("background", "vehicle")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(folder / f"{number:03}.png")
+    data = {"name": "w", "feeds": {"f": {"kind": "image_folder", "path": str(pictures)}}}
+    model = {"architecture": "squeezenet1_1", "classes": ["background", "vehicle"], "input_size": 32}
+    asked = parse_workload(data | {"queries": [{"name": "q", "feed": "f", "model": model}]}, source="w", base=Path())
+
+    def cached():
+        return [original.cached for original in train_fleet(asked, tmp_path / "out", **OPTIONS)]
+
+    assert [cached(), cached()] == [[False], [True]]
+    Image.new("RGB", (32, 32)).save(pictures / "vehicle" / "000.png")
+    assert [cached(), cached()] == [[False], [True]]
+
+
+DIVERGES = """
+import torch
+from torchvision.models import squeezenet1_1
+
+class Diverging(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.inner = squeezenet1_1(num_classes=num_classes)
+
+    def forward(self, images):
+        return self.inner(images) * (float("nan") if self.training else 1.0)
+"""
+
+
+def test_one_that_cannot_be_trained_costs_the_others_nothing(tmp_path, monkeypatch):
+    (tmp_path / "diverging_models.py").write_text(DIVERGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = workload()
+    first, second = found.queries
+    factory = {"architecture": None, "factory": "diverging_models:Diverging", "task": "classification"}
+    bad = first.model_copy(update={"model": first.model.model_copy(update=factory)})
+    found, told = found.model_copy(update={"queries": (bad, second)}), []
+    options = OPTIONS | {"family": False, "allow_factories": True}
+    with pytest.raises(GemelError, match="training diverged"):
+        train_fleet(found, tmp_path / "out", **options, report=told.append)
+    assert [path.name for path in (tmp_path / "out").glob("*.safetensors")] == ["g_cars.safetensors"]
+    assert told[1].startswith("f_cars could not be trained (1 of 2): ")

@@ -8,7 +8,7 @@ import pytest
 
 from gemel_ray.spec.errors import FeedError
 from gemel_ray.spec.workload import parse_workload
-from gemel_ray.training.data import read_query_data
+from gemel_ray.training.data import QueryData, SplitData, check_labels_for, read_query_data
 
 
 def write_video(path):
@@ -36,3 +36,17 @@ def test_a_feed_without_labels_can_judge_by_agreement_alone(tmp_path):
     trusting = found.queries[0].model_copy(update={"judged_by": "agreement"})
     with pytest.raises(FeedError, match=r"leaves \d+ frames"):
         read_query_data(trusting, found.feeds["f"])
+
+
+@pytest.mark.parametrize("architecture", ["squeezenet1_1", "ssdlite320_mobilenet_v3_large"])
+def test_following_labels_that_a_feed_lacks_is_refused(architecture):
+    query = {"name": "q", "feed": "f", "model": {"architecture": architecture, "classes": ["none", "car"]}}
+    found = parse_workload({"name": "w", "feeds": {"f": {"kind": "streets"}}, "queries": [query]}, source="w", base="")
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    labelled = SplitData(images, np.array([0, 1, 1]), boxes=((), (), ()))
+    partly = SplitData(images, np.array([0, -1, 1]))
+    for objective in ("labels", "both"):
+        check_labels_for(objective, {"q": QueryData(found.queries[0], {"train": labelled})})
+        with pytest.raises(FeedError, match=f"feed 'f' does not label every frame, and --objective {objective} "):
+            check_labels_for(objective, {"q": QueryData(found.queries[0], {"train": partly})})
+    check_labels_for("distillation", {"q": QueryData(found.queries[0], {"train": partly})})

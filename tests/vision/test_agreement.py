@@ -102,8 +102,15 @@ def test_where_nothing_is_to_be_found_only_silence_is_right():
 @pytest.mark.parametrize("measure", [compare_boxes, mean_average_precision])
 def test_answers_agree_wholly_with_themselves(measure):
     reference, _ = scene()
-    score = measure(reference, reference)
-    assert (score.estimate, score.lower_bound, score.frames) == (1.0, 1.0, 200)
+    score, shown = measure(reference, reference), sum(map(bool, reference))
+    assert (score.estimate, score.lower_bound, score.frames) == (1.0, wilson_lower(shown, shown), 200)
+
+
+@pytest.mark.parametrize(("shown", "bound"), [(0, 0.0), (1, 0.27), (20, 0.881), (160, 0.983)])
+def test_few_frames_with_boxes_are_certain_of_little(shown, bound):
+    """Resamples of frames without a mistake have none, however few show anything."""
+    reference = [[box(0)]] * shown + [[]] * (200 - shown)
+    assert compare_boxes(reference, reference).lower_bound == pytest.approx(bound, abs=0.001)
 
 
 @pytest.mark.parametrize("measure", [compare_boxes, mean_average_precision])

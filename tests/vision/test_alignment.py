@@ -166,3 +166,17 @@ def test_a_model_that_cannot_be_traced_is_left_alone():
             return self.layer(x) if x.sum() > 0 else x
 
     assert permutable_spaces(Branching()) == ()
+
+
+def test_corrections_move_with_the_channels_that_they_correct():
+    models = {name: build("resnet18_half", seed) for seed, name in enumerate("abc")}
+    every = across(**models)
+    layer = next(each for each in every.shared if each.members[0].layer == "layer2.0.conv1")
+    tied = MergeConfiguration(shared=(layer.among(layer.members[:2]).corrected(8),))
+    bind(models, tied)
+    before = {name: answers(model) for name, model in models.items()}
+    weights = models["a"].layer2[0].conv1.delta_up.weight.clone()
+    align(models, every, tied=tied)
+    assert not torch.equal(models["a"].layer2[0].conv1.delta_up.weight, weights), "nothing moved"
+    for name, model in models.items():
+        torch.testing.assert_close(answers(model), before[name], rtol=1e-4, atol=1e-5)
