@@ -27,13 +27,18 @@ from gemel_ray.spec.workload import Workload
 
 if TYPE_CHECKING:
     from gemel_ray.policy.grouping import Rule
+    from gemel_ray.spec.trials import Objective, Start
 
 WorkloadOrFile = Workload | str | Path
 
 
 def load_workload(path: str | Path) -> LoadedWorkload:
     """Read a workload file. WorkloadError names the file, the field, the value and the fix."""
-    return LoadedWorkload.model_construct(**dict(workload_files.load_workload(path)))
+    found = workload_files.load_workload(path)
+    loaded = LoadedWorkload.model_construct(**dict(found))
+    # Not a field, and part of what makes both the same workload to a search.
+    loaded._base = found._base
+    return loaded
 
 
 def analyze(workload: WorkloadOrFile, *, rule: Rule = "exact", allow_factories: bool = False) -> AnalyzedWorkload:
@@ -66,7 +71,17 @@ def search(
     trials: int = 40,
     steps: int = 150,
     minutes: float = math.inf,
+    epochs: float = math.inf,
     gate_margin: float = 0.0,
+    objective: Objective = "distillation",
+    start: Start = "aligned",
+    delta_rank: int = 8,
+    views: bool = True,
+    paper: bool = False,
+    slices: bool = True,
+    logs: str | Path | None = None,
+    from_release: int | None = None,
+    apart: str | Sequence[str] = (),
     seed: int = 0,
     resume: bool = False,
     allow_factories: bool = False,
@@ -81,12 +96,16 @@ def search(
     from gemel_ray.policy.search_state import SearchSettings
 
     try:
-        settings = SearchSettings(max_trials=trials, max_steps=steps, gate_margin=gate_margin)
+        settings = SearchSettings(
+            max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective, start=start,
+            delta_rank=delta_rank, views=views,
+        )  # fmt: skip
     except ValidationError as error:
         raise InputError(f"this is no search:\n{explain(error, SearchSettings)}") from error
     options = SearchOptions(
-        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, minutes=minutes, resume=resume, settings=settings,
-        allow_factories=allow_factories,
+        parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, minutes=minutes, epochs=epochs, paper=paper, slices=slices,
+        settings=settings, allow_factories=allow_factories, resume=resume, logs=None if logs is None else Path(logs),
+        from_release=from_release, apart=tuple(apart.split(",") if isinstance(apart, str) else apart),
     )  # fmt: skip
     return as_release(run_search(_loaded(workload), str(store), options, progress))
 
@@ -102,6 +121,8 @@ def simulate(
     release: int | None = None,
     workload: WorkloadOrFile | None = None,
     answers: str | Path | None = None,
+    frames: int | None = None,
+    trace: str | Path | None = None,
     allow_factories: bool = False,
 ) -> Simulations:
     """A release's cameras on a simulated box under every policy and budget, as `gemel simulate` runs them.
@@ -114,7 +135,7 @@ def simulate(
     options = SimulationOptions(
         release=release, profile=None if profile is None else Path(profile), rates=rates, memory=_listed(memory),
         policy=_listed(policy), seconds=seconds, answers=None if answers is None else Path(answers),
-        allow_factories=allow_factories,
+        trace=None if trace is None else Path(trace), most_frames=frames, allow_factories=allow_factories,
     )  # fmt: skip
     return Simulations(simulate_store(str(store), options, None if workload is None else _loaded(workload)))
 

@@ -114,11 +114,13 @@ class OpenedStore(Tabular, Store):
         """One release as a table, HEAD's by default. Raises MissingReleaseError and StoreError as `manifest` does."""
         return as_release(self.manifest(number))
 
-    def report(self, out: str | Path = "report.html", *, release: int | None = None) -> Path:
+    def report(
+        self, out: str | Path = "report.html", *, release: int | None = None, allow_factories: bool = False
+    ) -> Path:
         """Write the report that `gemel report` writes; where it is. Raises what `report.writing.write_report` does."""
         from gemel_ray.report.writing import write_report
 
-        write_report(self._uri, Path(out), release=release)
+        write_report(self._uri, Path(out), release=release, allow_factories=allow_factories)
         return Path(out)
 
 

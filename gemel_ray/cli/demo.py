@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made.")] = Path("gemel-demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Four small cameras, under two minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Four small cameras, about two minutes.")] = False,
     video: Annotated[
         Path | None, typer.Option(help="A folder of real cameras (cameras/NAME/tiles.jsonl) instead of drawn ones.")
     ] = None,

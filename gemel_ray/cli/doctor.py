@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from gemel_ray.cli.common import AsJson, show_result
 from gemel_ray.cli.progress import working
@@ -23,6 +23,7 @@ from gemel_ray.cli.render import Document, show_table, table
 from gemel_ray.engine.host_memory import host_memory_bytes
 from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.units import counted, format_bytes
+from gemel_ray.spec.uris import without_secrets
 from gemel_ray.weights.reaching import REMEDY, why_unreachable
 
 _DISTRIBUTION = "gemel-ray"
@@ -55,7 +56,7 @@ def register(app: typer.Typer) -> None:
 def doctor(
     store: Annotated[str | None, typer.Option(help="Also look at this store, and at the disk it lies on.")] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="The port to serve at, which must be free. [default: 8000]")
+        int | None, typer.Option(min=1, max=65535, help="The port to serve at, which must be free; 8000 without it.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,10 +75,8 @@ def findings_table(findings: Sequence[Document]) -> None:
     """One line for each check."""
     shown = table("This machine", "check", "state", "found", "remedy")
     for finding in findings:
-        colour = _COLOURS[finding["state"]]
-        state = f"[{colour}]{finding['state']}[/{colour}]"
-        # Brackets, as in 'ray[serve]', are no markup.
-        shown.add_row(finding["check"], state, escape(finding["found"]), escape(finding["remedy"]))
+        state = Text(finding["state"], style=_COLOURS[finding["state"]])
+        shown.add_row(finding["check"], state, finding["found"], finding["remedy"])
     show_table(shown)
 
 
@@ -217,8 +216,8 @@ def _store(uri: str) -> Finding:
         remedy = "correct its path or URI, and the permissions or keys for it"
         return Finding("store", "problem", str(error), remedy)
     if not releases:
-        return Finding("store", "ok", f"{uri} holds no releases yet")
-    return Finding("store", "ok", f"{uri} holds {counted(len(releases), 'release')}, HEAD is {head}")
+        return Finding("store", "ok", f"{without_secrets(uri)} holds no releases yet")
+    return Finding("store", "ok", f"{without_secrets(uri)} holds {counted(len(releases), 'release')}, HEAD is {head}")
 
 
 def _disk(folder: Path) -> Finding:

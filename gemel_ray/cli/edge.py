@@ -56,11 +56,12 @@ def profile(
     """
     from gemel_ray.engine.profiling import profile_store
     from gemel_ray.spec.profile import ways_named
-    from gemel_ray.weights.outputs import write_output
+    from gemel_ray.weights.outputs import check_output, write_output
 
     if reload_from not in ("memory", "disk"):
         raise InputError(f"--reload-from {reload_from!r} is not known; choose memory or disk")
     ways = ways_named(way or ())
+    check_output(out)
     with working("measuring every model on this device"):
         found = profile_store(
             store, release, device=device, repeats=repeats, reload_from=reload_from,  # type: ignore[arg-type]
@@ -82,7 +83,9 @@ def simulate(
     memory: Annotated[
         str | None, typer.Option(help="Budgets, such as 32MiB,64MiB; by default from one model to all of them.")
     ] = None,
-    policy: Annotated[str | None, typer.Option(help="Policies, such as ours,time_space; all without it.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policies, such as ours_released,time_space; all without it.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Of simulated traffic, a day at most.")] = 30,
     trace: Annotated[Path | None, typer.Option(help="Write the last run here, for chrome://tracing.")] = None,
     answers: Annotated[
@@ -143,6 +146,7 @@ def edge(
 
     Example: gemel edge workload.yaml --store https://models.example.org/store --cache /var/lib/gemel
     """
+    from gemel_ray.serving.asked import check_asked
     from gemel_ray.serving.edge_server import serve_edge
     from gemel_ray.serving.machine import node_options
     from gemel_ray.serving.options import load_edge_options
@@ -150,6 +154,7 @@ def edge(
     from gemel_ray.spec.workload import load_workload
 
     loaded = load_workload(workload)
+    check_asked(loaded, store, release, tell)
     serve_edge(
         store, node_options(loaded, node, memory, way or ()), load_edge_options(options).with_thumbnails(thumbnails),
         release=release, workload=loaded, cache=cache, host=host, port=port,

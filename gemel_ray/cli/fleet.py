@@ -74,13 +74,16 @@ def serve(
 
     gemel serve workload.yaml --store s3://models/store --host 0.0.0.0 --token infer=token-file --token-env read=READ
     """
+    from gemel_ray.serving.asked import check_asked
     from gemel_ray.serving.local import serve_release
     from gemel_ray.serving.machine import node_options, wait_for_interrupt
     from gemel_ray.serving.tls import read_certificate
     from gemel_ray.serving.tokens import token_sources
     from gemel_ray.spec.workload import load_workload
 
-    options = node_options(load_workload(workload), node, memory, way or ())
+    loaded = load_workload(workload)
+    options = node_options(loaded, node, memory, way or ())
+    check_asked(loaded, store, release, tell)
     with ExitStack() as ended:
         ended.enter_context(redirect_stdout(sys.stderr))
         with working("starting Ray Serve"):

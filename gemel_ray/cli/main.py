@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -57,10 +58,27 @@ def main() -> None:
         _fail(error, 1)
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         sys.exit(1)
+    except OSError as error:
+        if not _is_stdout(error):
+            raise
+        _give_up_stdout()
+        _fail(f"stdout cannot be written ({error.strerror}); free space there, or choose another place", 1)
+    except UnicodeEncodeError as error:
+        _fail(f"{error.object!r} cannot be written as text ({error.reason}); give a name that is UTF-8", 2)
 
 
-def _fail(error: GemelError, code: int) -> None:
+def _is_stdout(error: OSError) -> bool:
+    """Whether it was the result that could not be written: commands say themselves what else fails."""
+    return error.errno in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT) and error.filename is None
+
+
+def _give_up_stdout() -> None:
+    """Keep Python from writing what is left, and complaining, at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(error: GemelError | str, code: int) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(code)

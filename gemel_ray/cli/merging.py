@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     # Ray and torch are loaded by the commands that need them.
     from gemel_ray.merging.options import SearchOptions
     from gemel_ray.spec.workload import Workload
+    from gemel_ray.training.fleet import Original
 
 
 def register(app: typer.Typer) -> None:
@@ -78,7 +80,19 @@ def originals(
             asked, out, steps=steps, seed=seed, family=family, parallel=parallel or os.cpu_count() or 1,
             allow_factories=allow_factories, report=tell,
         )  # fmt: skip
+    for line in _elsewhere(asked, workload, found):
+        tell(line)
     show_result([original.document() for original in found], as_json, render_merging.originals_table)
+
+
+def _elsewhere(asked: Workload, file: Path, found: Sequence[Original]) -> Iterator[str]:
+    """What `gemel search` would not find: originals that the workload does not name."""
+    for original in found:
+        named, written = asked.query(original.query).model.weights, Path(original.weights).resolve()
+        if named is None or Path(named).resolve() != written:
+            wanted = os.path.relpath(written, file.resolve().parent)
+            now = "names no 'weights'" if named is None else f"has other 'weights', {named}"
+            yield f"query {original.query!r} {now}: to merge what was trained, give its model `weights: {wanted}`"
 
 
 def search(
@@ -144,8 +158,6 @@ def search(
         raise InputError(f"--objective {objective!r} is not known; choose distillation, labels or both")
     if start not in ("aligned", "mean", "member"):
         raise InputError(f"--start {start!r} is not known; choose aligned, mean or member")
-    if apart is not None and from_release is None:
-        raise InputError(f"--apart {apart!r} takes queries out of a release; name it with --from-release")
     settings = SearchSettings(
         views=views, max_trials=trials, max_steps=steps, gate_margin=gate_margin, objective=objective,  # type: ignore[arg-type]
         start=start, delta_rank=delta_rank,  # type: ignore[arg-type]
@@ -153,7 +165,7 @@ def search(
     options = SearchOptions(
         parallel=parallel, cpus=cpus, gpus=gpus, seed=seed, paper=paper, slices=slices, minutes=minutes, epochs=epochs,
         settings=settings, allow_factories=allow_factories, resume=resume, logs=logs, from_release=from_release,
-        apart=tuple(apart.split(",")) if apart else (),
+        apart=tuple(apart.split(",")) if apart is not None else (),
     )  # fmt: skip
     _search_and_show(load_workload(workload), store, options, operating_points, as_json)
 

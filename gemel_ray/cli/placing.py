@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from gemel_ray.cli.common import AllowFactories
 from gemel_ray.cli.progress import working
-from gemel_ray.cli.render import Document, percent, show_table, table
+from gemel_ray.cli.render import Document, percent, results, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
@@ -37,6 +37,7 @@ def place(
     ] = None,
     seed: int = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")] = False,
+    allow_factories: AllowFactories = False,
 ) -> None:
     """Plan which node runs which query of a release, and say why. Needs no cluster.
 
@@ -46,8 +47,9 @@ def place(
     from gemel_ray.spec.workload import load_workload
 
     options = PlacingOptions(
-        release=release, profiles=tuple(profile or ()), rates=tuple(rates or ()), current=current, seed=seed
-    )
+        release=release, profiles=tuple(profile or ()), rates=tuple(rates or ()), current=current, seed=seed,
+        allow_factories=allow_factories,
+    )  # fmt: skip
     asked = load_workload(workload)
     with working("placing queries"):
         document = place_store(asked, store, options)
@@ -59,14 +61,14 @@ def place(
 
 def placement_tables(document: Document) -> None:
     """Nodes, queries, what to look after, and what dealing in turn would have given."""
-    console = Console()
+    console = results()
     show_table(_nodes(document))
     show_table(_queries(document))
     for line in _warnings(document):
         console.print(line)
     dealt = document["dealt_in_turn"]
     console.print(
-        f"Worst query: [bold]{percent(document['worst_goodput_fraction'])}[/bold] of its frames in time expected; "
+        f"Worst query: {percent(document['worst_goodput_fraction'])} of its frames in time expected; "
         f"{format_bytes(document['spared_bytes'])} spared by sharing. Dealt in turn: "
         f"{percent(dealt['worst_goodput_fraction'])} and {format_bytes(dealt['spared_bytes'])}. "
         f"{len(document['moved'])} queries move."

@@ -45,9 +45,14 @@ def show_table(shown: Table) -> None:
     half of a number would be another number."""
     widths = [_least_width(column) for column in shown.columns]
     least = sum(widths) + _GAP * (len(widths) - 1)
-    console = Console(width=max(Console().width, least))
+    console = Console(markup=False, width=max(Console().width, least))
     console.print(shown)
     console.print()
+
+
+def results() -> Console:
+    """Where results for people go. Brackets in what is printed are a path's or a name's own."""
+    return Console(markup=False)
 
 
 def _least_width(column: Column) -> int:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shlex
 
-from rich.console import Console
-
-from gemel_ray.cli.render import Document, percent, show_table, table
+from gemel_ray.cli.render import Document, percent, results, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
 def demo_tables(document: Document) -> None:
     """Memory, and what it means for every query; then where to go on from here."""
-    console = Console()
+    console = results()
     before, after = document["bytes_before"], document["bytes_after"]
     console.print(
-        f"\n[bold]Memory[/bold]: {format_bytes(before)} of originals became {format_bytes(after)} "
+        f"\nMemory: {format_bytes(before)} of originals became {format_bytes(after)} "
         f"({percent(1 - after / before)} saved; sharing across models alone could save at most "
         f"{percent(document['shareable_bytes'] / before)}). The box has {format_bytes(document['budget_bytes'])}.\n"
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
-from gemel_ray.cli.render import Document, percent, show_table, table
+from gemel_ray.cli.render import Document, percent, results, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
@@ -20,14 +19,14 @@ def profile_table(document: Document) -> None:
         shown.add_row(name, run, space)
     show_table(shown)
     rate = format_bytes(round(1000 * document["load_bytes_per_ms"]))
-    Console().print(f"Loading a weight set: {document['load_fixed_ms']:.2f} ms and its bytes at {rate} a second")
+    results().print(f"Loading a weight set: {document['load_fixed_ms']:.2f} ms and its bytes at {rate} a second")
     run, load = document["run_slowdown"], document["load_slowdown"]
-    Console().print(f"Beside each other an inference takes {run:.2f} times as long, and a load {load:.2f} times")
+    results().print(f"Beside each other an inference takes {run:.2f} times as long, and a load {load:.2f} times")
 
 
 def simulations_table(rows: Sequence[Document]) -> None:
     """One table a budget, one line a policy; as narrow as a terminal."""
-    console = Console()
+    console = results()
     for budget_bytes in dict.fromkeys(row["budget_bytes"] for row in rows):
         kind = "estimated" if rows[0]["estimated"] else "measured"
         title = f"{format_bytes(budget_bytes)} on {rows[0]['device']} ({kind})"

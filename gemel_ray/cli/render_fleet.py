@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.table import Table
 
-from gemel_ray.cli.render import Document, percent, show_table, table
+from gemel_ray.cli.render import Document, percent, results, show_table, table
 from gemel_ray.spec.units import format_bytes
 
 
 def status_tables(document: Document) -> None:
     """Nodes, queries, what the controller is at, and the last events."""
-    console = Console()
+    console = results()
     if document["release"] is None:
         console.print("No engine has answered yet.")
     if document.get("pinned") is not None:

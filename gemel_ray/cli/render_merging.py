@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
-from gemel_ray.cli.render import Document, brief_signature, percent, show_table, table
+from gemel_ray.cli.render import Document, brief_signature, percent, results, show_table, table
 from gemel_ray.policy.grouping import Analysis, heavy_hitters
 from gemel_ray.spec.units import format_bytes
 
@@ -45,7 +43,7 @@ def analysis_document(analysis: Analysis) -> dict[str, Any]:
 
 def analysis_tables(document: Document, top: int) -> None:
     """Models, then groups in memory-forward order, then the bound."""
-    console = Console()
+    console = results()
     models = table("Models", "query", "architecture", "size", "layers", "half of it sits in")
     for model in document["models"]:
         hitters = model["heavy_hitters"]
@@ -64,8 +62,8 @@ def analysis_tables(document: Document, top: int) -> None:
     share, widest = (document[key] / document["layer_bytes"] for key in ("shareable_bytes", "widest_shareable_bytes"))
     console.print(
         f"All weights: {format_bytes(document['layer_bytes'])}. Sharing across models could save at most "
-        f"[bold]{format_bytes(document['shareable_bytes'])}[/bold] ({percent(share)}); within models too, with smaller "
-        f"layers as slices of larger ones, [bold]{format_bytes(document['widest_shareable_bytes'])}[/bold] "
+        f"{format_bytes(document['shareable_bytes'])} ({percent(share)}); within models too, with smaller "
+        f"layers as slices of larger ones, {format_bytes(document['widest_shareable_bytes'])} "
         f"({percent(widest)})."
     )
 

@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from gemel_ray.cli.render import Document, brief_signature, percent, show_table, table
+from gemel_ray.cli.render import Document, brief_signature, percent, results, show_table, table
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import counted, format_bytes, readable_time
 
 if TYPE_CHECKING:
     # Its file systems take a moment to load, and most commands do without.
-    from gemel_ray.weights.maintenance import Garbage
+    from gemel_ray.weights.garbage import Garbage
 
 
 _MOST_LAYERS = 8
@@ -63,7 +62,7 @@ def releases_table(rows: Sequence[Document]) -> None:
 
 def manifest_tables(document: Document) -> None:
     """A release's accuracies and bytes."""
-    console = Console()
+    console = results()
     shown = table(
         f"Release {document['release']} of {document['workload_name']}", "query", "agreement", "lower bound", "target"
     )
@@ -78,7 +77,7 @@ def manifest_tables(document: Document) -> None:
 def problems_table(problems: Sequence[Document]) -> None:
     """What `verify` found."""
     if not problems:
-        Console().print("The store is whole.")
+        results().print("The store is whole.")
         return
     shown = table(counted(len(problems), "problem"), "file", "what is wrong")
     for problem in problems:
@@ -88,7 +87,7 @@ def problems_table(problems: Sequence[Document]) -> None:
 
 def diff_tables(document: Document) -> None:
     """Queries, layers that begin or cease to share, and what an edge box fetches."""
-    console = Console()
+    console = results()
     names = document["before"], document["after"]
     shown = table(
         f"Agreement, from release {names[0]} to {names[1]}",
@@ -134,13 +133,13 @@ def _sharing_table(title: str, rows: Sequence[Document]) -> Table:
 def reverted_tables(document: Document) -> None:
     """The release that is HEAD now."""
     manifest_tables(document)
-    Console().print(f"HEAD is release {document['release']} now; `gemel serve` and edge boxes take it from here on.")
+    results().print(f"HEAD is release {document['release']} now; `gemel serve` and edge boxes take it from here on.")
 
 
 def pinned_tables(document: Document) -> None:
     """The release that stays."""
     manifest_tables(document)
-    Console().print(f"Release {document['release']} is served, whatever is published, until `gemel unpin`.")
+    results().print(f"Release {document['release']} is served, whatever is published, until `gemel unpin`.")
 
 
 def garbage_document(garbage: Garbage, *, grace_hours: float, dry_run: bool) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def garbage_document(garbage: Garbage, *, grace_hours: float, dry_run: bool) -> 
 
 def garbage_table(document: Document) -> None:
     """What went, or would go, and what is spared for now."""
-    console = Console()
+    console = results()
     releases = ", ".join(map(str, document["releases"])) or "none"
     blobs, leftovers = (counted(len(document[key]), key[:-1]) for key in ("blobs", "leftovers"))
     console.print(
@@ -178,7 +177,7 @@ def garbage_table(document: Document) -> None:
 def exported_line(document: Document) -> None:
     """What was written, and how to use it."""
     file = f"{document['file']} ({document['format']}, {format_bytes(document['file_bytes'])})"
-    Console().print(
+    results().print(
         f"{file}: {document['architecture']} of query {document['query']}, release {document['release']}. It takes "
         f"{document['takes']} and answers for {', '.join(document['classes'])}."
     )

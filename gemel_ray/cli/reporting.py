@@ -33,7 +33,7 @@ def report(
         str | None, typer.Option(help="Budgets to simulate, such as 24MiB,32MiB; four without it.")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="Policies to simulate, such as ours,time_space; all without it.")
+        str | None, typer.Option(help="Policies to simulate, such as ours_released,time_space; all without it.")
     ] = None,
     seconds: Annotated[float | None, typer.Option(help="Of simulated traffic, a day at most; 30 without it.")] = None,
     workload: Annotated[
@@ -58,8 +58,11 @@ def report(
     from gemel_ray.engine.simulating import SimulationOptions, simulate_store
     from gemel_ray.report.writing import check_plotting, write_report
     from gemel_ray.spec.workload import load_workload
+    from gemel_ray.weights.outputs import check_output
 
     check_plotting()
+    check_output(out)
+    check_output(None if png is None else png / "plot.png")
     rows = []
     if profile is not None or rates is not None:
         options = SimulationOptions(

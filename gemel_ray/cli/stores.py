@@ -160,7 +160,7 @@ def gc(
 
     Example: gemel gc gemel-demo/store --keep 3 --dry-run
     """
-    from gemel_ray.weights.maintenance import collect_garbage
+    from gemel_ray.weights.garbage import collect_garbage
     from gemel_ray.weights.store import open_store
 
     with working("looking for what nothing needs"):

@@ -24,6 +24,7 @@ from gemel_ray.merging.session import ray_session
 from gemel_ray.policy.search_state import SearchSettings
 from gemel_ray.serving.local import Service, serve_release, serve_session
 from gemel_ray.serving.options import NodeOptions
+from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.units import format_bytes
 from gemel_ray.spec.workload import Workload, load_workload
@@ -104,7 +105,12 @@ def run_demo(options: DemoOptions, report: Report) -> dict[str, Any]:
 
 def _workload(options: DemoOptions, tell: Report) -> tuple[Workload, Path]:
     document = cameras_document(options.video) if options.video else streets_document(quick=options.quick)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {options.folder}: is no folder to write to ({error.strerror}); give another"
+        ) from error
     path = options.folder / "workload.yaml"
     write_workload(document, path)
     workload = load_workload(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gemel_ray.spec.errors import FeedError, nearest
+from gemel_ray.spec.errors import FeedError, InputError, nearest
 from gemel_ray.weights.outputs import write_output
 
 # Fifteen frames a second, each answered before the next one comes.
@@ -17,6 +17,10 @@ _DEFAULTS = {"accuracy_target": 0.95, "fps": 15, "slo_ms": 66}
 # What small frames and short training leave within reach, and as many frames as keep four small models busy.
 _QUICK_DEFAULTS = {"accuracy_target": 0.9, "fps": 25, "slo_ms": 40}
 ORIGINALS = "originals"
+_GO_ON = (
+    f"gemel originals workload.yaml --out {ORIGINALS}; gemel search workload.yaml --store store; "
+    "gemel serve workload.yaml --store store"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,20 @@ def _query(camera: _Camera, input_size: int) -> dict[str, Any]:
 
 
 def write_workload(document: Mapping[str, Any], path: Path) -> None:
-    """Write a workload file with a word on what it is."""
-    head = "# Written by `gemel demo`. Change it, then: gemel originals, gemel search, gemel serve.\n"
-    write_output(path, (head + yaml.safe_dump(dict(document), sort_keys=False, width=120)).encode())
+    """Write a workload file with a word on what it is. InputError where one lies there that somebody changed."""
+    written = [_rendered(each) for each in (document, streets_document(quick=True), streets_document(quick=False))]
+    try:
+        there = path.read_bytes() if path.exists() else written[0]
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct that, or give another --out") from error
+    if there not in written:
+        raise InputError(
+            f"{path} is not as this command writes it, and would be written over; give another --out, or remove it. "
+            f"To go on with it, in {path.parent}: {_GO_ON}"
+        )
+    write_output(path, written[0])
+
+
+def _rendered(document: Mapping[str, Any]) -> bytes:
+    head = f"# Written by `gemel demo`. Change it, then, in this folder: {_GO_ON}\n"
+    return (head + yaml.safe_dump(dict(document), sort_keys=False, width=120)).encode()

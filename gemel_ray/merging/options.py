@@ -54,6 +54,9 @@ class SearchOptions:
         for name, least in {"parallel": 1, "gpus": 0, "seed": 0, "minutes": 0, "epochs": 0}.items():
             if not getattr(self, name) >= least:
                 raise InputError(f"--{name} {getattr(self, name)} is too little; give {least} or more")
+        if self.apart and self.from_release is None:
+            taken = ",".join(self.apart)
+            raise InputError(f"--apart {taken!r} takes queries out of a release; name it with --from-release")
         if not 0 < self.cpus < math.inf:
             raise InputError(f"--cpus {self.cpus}: a trial needs some; give 1, or a fraction such as 0.5")
 

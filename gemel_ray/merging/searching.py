@@ -47,12 +47,13 @@ def search(
     """
     _check_logs(options.logs)
     store = open_store(store_uri, create=True)
+    # What is begun anew is read before anything is written; what is resumed, once nobody else goes on with it.
+    read = None if options.resume else _read(workload, store, options, None, report, frames)
     with claimed(store, search_name(workload)):
         progress = _resumed(workload, store, options, report) if options.resume else None
         if progress is not None and progress.is_finished:
             return _concluded(progress, report)
-        models, data = _read(workload, store, options, progress, report, frames)
-        left_out = check_gates(data, options.settings.gate_margin, report)
+        models, data, left_out = read or _read(workload, store, options, progress, report, frames)
         if progress is None:
             progress = _begun(workload, store, models, bounded(options, data), left_out)
         if not progress.is_finished:
@@ -96,13 +97,14 @@ def _read(
     resumed: Progress | None,
     report: Report,
     frames: Mapping[str, QueryData] | None,
-) -> tuple[dict[str, nn.Module], dict[str, QueryData]]:
-    """The originals, and frames with what they answer. Nothing is written before all of it was found right."""
+) -> tuple[dict[str, nn.Module], dict[str, QueryData], list[str]]:
+    """The originals, frames with what they answer, and the queries that no gate could let pass."""
     models = _originals(workload, store, options, resumed)
     report(f"reading {len(workload.queries)} feeds, and what the originals answer to them")
     frames = frames or read_workload_data(workload)
     check_labels_for(options.settings.objective, frames)
-    return models, {name: with_teacher(part, models[name]) for name, part in frames.items()}
+    data = {name: with_teacher(part, models[name]) for name, part in frames.items()}
+    return models, data, check_gates(data, options.settings.gate_margin, report)
 
 
 def _resumed(workload: Workload, store: Store, options: SearchOptions, report: Report) -> Progress:

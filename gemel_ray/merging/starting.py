@@ -10,7 +10,7 @@ from torch import nn
 from gemel_ray.spec.errors import InputError, ModelError
 from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.spec.workload import Query, Workload
-from gemel_ray.training.releases import provenance
+from gemel_ray.training.releases import head_like, provenance
 from gemel_ray.vision.checkpoints import fit_state, load_weights
 from gemel_ray.vision.models import build_model, training_device
 from gemel_ray.vision.tasks import check_takes_frames
@@ -58,10 +58,11 @@ def originals_in_store(
 
 def begun_from(store: Store, release: int, workload: Workload, apart: Sequence[str], gate_margin: float) -> Manifest:
     """Publish what a search goes on from: like another release, asked what the workload asks, and with the queries
-    `apart` sharing nothing; not for serving.
+    `apart` sharing nothing.
 
-    A release of its own even where nothing differs, so that the search knows which others come of it. Raises InputError
-    for a query that the release lacks, and for one that shares and was not accepted at so high a target.
+    A release of its own even where nothing differs, so that the search knows which others come of it. It is HEAD where
+    HEAD is asked other things, unless something was taken apart, which takes more memory. Raises InputError for a query
+    that the release lacks, and for one that shares and was not accepted at so high a target.
     """
     manifest = store.manifest(release)
     root = originals_of(store, manifest)
@@ -75,7 +76,8 @@ def begun_from(store: Store, release: int, workload: Workload, apart: Sequence[s
         "workload_hash": workload.content_hash(),
         "provenance": provenance(start.provenance.seed, note, {"base": release, "apart": ",".join(merged)}),
     }
-    return store.publish(start.model_copy(update=changed), head=False)
+    asked = start.model_copy(update=changed)
+    return store.publish(asked, head=not merged and head_like(store, asked, originals=root) is None)
 
 
 def _asked(start: Manifest, query: Query, gate_margin: float) -> ReleasedQuery:
@@ -90,8 +92,8 @@ def _asked(start: Manifest, query: Query, gate_margin: float) -> ReleasedQuery:
         raise InputError(
             f"query {query.name!r}: release {start.parent} met {before.target:g} by {before.judged_by} with "
             f"{before.held[0]:.3f}, surely {before.held[1]:.3f}, and the workload asks for {query.accuracy_target:g} "
-            f"by {query.judged_by}; let it share nothing at first (--apart {query.name}), ask what it was accepted for, "
-            "or leave out --from-release"
+            f"by {query.judged_by}; let it share nothing at first (--apart {query.name}), ask what it was accepted "
+            "for, or leave out --from-release"
         )
     return released.model_copy(update={"query": query, "accuracy": accuracy})
 

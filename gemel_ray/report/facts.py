@@ -15,6 +15,7 @@ from gemel_ray.report.picture import Picture
 from gemel_ray.spec.merge import SharedLayer
 from gemel_ray.spec.release import Accuracy, Manifest
 from gemel_ray.spec.trials import SUPERSEDED
+from gemel_ray.spec.uris import shown_command
 
 
 class Trial(BaseModel):
@@ -148,4 +149,6 @@ def _shared(layer: SharedLayer) -> dict[str, Any]:
 
 
 def _made(manifest: Manifest) -> dict[str, Any]:
-    return {"release": manifest.release, **manifest.provenance.model_dump(mode="json", exclude={"trial"})}
+    made = manifest.provenance.model_dump(mode="json", exclude={"trial"})
+    # Older versions kept the keys of URIs.
+    return {"release": manifest.release, **made, "command": shown_command(made["command"].split(" "))}

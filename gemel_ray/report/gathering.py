@@ -14,7 +14,7 @@ from gemel_ray.policy.search_state import SearchState
 from gemel_ray.report.facts import Facts, OperatingPoint, Saving, Trial
 from gemel_ray.report.layers import Bounds, bounds_of, inventories_of, searched_bounds
 from gemel_ray.report.picture import lay_out
-from gemel_ray.spec.errors import StoreError
+from gemel_ray.spec.errors import MissingReleaseError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.uris import without_secrets
 from gemel_ray.weights.store import Store, open_store
@@ -129,13 +129,25 @@ def _readable(store: Store) -> tuple[list[Manifest], list[str]]:
 
 
 def _lineage(store: Store, manifest: Manifest, notes: list[str]) -> list[Manifest]:
-    """From the originals to the release, as far as manifests can be read."""
+    """From the originals to the release, without those that `gemel gc` has removed or that cannot be read."""
     found: list[Manifest] = []
     try:
-        for number in store.lineage(manifest.release):
-            found.append(store.manifest(number))
+        numbers = store.lineage(manifest.release)
     except StoreError as error:
         notes.append(f"The release's history ends early: {error}")
+        return [manifest]
+    removed: list[int] = []
+    for number in numbers:
+        try:
+            found.append(store.manifest(number))
+        except MissingReleaseError:
+            removed.append(number)
+        except StoreError as error:
+            notes.append(f"Release {number} is left out of the history: {error}")
+    if removed:
+        notes.append(
+            f"Left out of the history, since they were removed: releases {', '.join(map(str, removed[::-1]))}."
+        )
     return found[::-1] or [manifest]
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePath
 from gemel_ray.report.facts import Facts
 from gemel_ray.spec.merge import SharedLayer
 from gemel_ray.spec.units import MIB, format_bytes, readable_time
+from gemel_ray.spec.uris import shown_command
 
 # Layers that a table names one by one.
 _MOST_MEMBERS = 12
@@ -208,8 +209,8 @@ def commands(facts: Facts) -> list[str]:
 
 
 def short_command(command: str) -> str:
-    """A command as people type it: without the folder of its program."""
-    program, _, rest = command.partition(" ")
+    """A command as people type it: without the folder of its program, or keys that older versions kept."""
+    program, _, rest = shown_command(command.split(" ")).partition(" ")
     return f"{PurePath(program).name} {rest}".strip()
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from gemel_ray.spec.documents import read_yaml
 from gemel_ray.spec.errors import WorkloadError, nearest
@@ -21,6 +22,7 @@ from gemel_ray.spec.strict import NotBoolean, Strict, explain
 from gemel_ray.spec.units import ByteSize
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_FACTORY = re.compile(r"[^.:][^:]*:[^:]+")
 # Keywords of torchvision's builders that fetch weights, old ones too.
 _DOWNLOADING = frozenset({"weights", "weights_backbone", "pretrained", "pretrained_backbone"})
 
@@ -68,7 +70,7 @@ class ModelSpec(Strict):
     def _one_builder(self) -> ModelSpec:
         if (self.architecture is None) == (self.factory is None):
             raise ValueError("give either 'architecture' (a torchvision builder) or 'factory' (pkg.module:function)")
-        if self.factory is not None and (self.task is None or ":" not in self.factory):
+        if self.factory is not None and (self.task is None or _FACTORY.fullmatch(self.factory) is None):
             raise ValueError(
                 "a factory is written 'pkg.module:function' and needs 'task: classification' or 'detection'"
             )
@@ -134,6 +136,8 @@ class Workload(Strict):
     feeds: dict[Name, FeedSpec]
     queries: Annotated[tuple[Query, ...], Field(min_length=1)]
     nodes: tuple[Node, ...] = ()
+    # The folder that the file's relative paths started from.
+    _base: Path | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -152,6 +156,11 @@ class Workload(Strict):
         _check_distinct("queries", (query.name for query in self.queries))
         _check_distinct("nodes", (node.name for node in self.nodes))
         for query in self.queries:
+            # A query without an answer yet is taken to say ''; and replies would show nothing.
+            if "" in query.model.classes:
+                raise ValueError(
+                    f"query {query.name!r}: a class has no name ({list(query.model.classes)}); give it one"
+                )
             if query.feed not in self.feeds:
                 raise ValueError(f"query {query.name!r}: no feed {query.feed!r}; {nearest(query.feed, self.feeds)}")
         return self
@@ -169,8 +178,9 @@ class Workload(Strict):
         return self.model_copy(update={"queries": queries})
 
     def content_hash(self) -> str:
-        """SHA-256 of what a merge depends on: queries and feeds, not where it runs."""
-        content = self.model_dump(mode="json", exclude={"nodes", "name", "defaults"})
+        """SHA-256 of what a merge depends on: queries and feeds, not where it runs, nor in which folder the file lies:
+        a job's copy of it goes on with the same search."""
+        content = _relative(self, self._base).model_dump(mode="json", exclude={"nodes", "name", "defaults"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -204,34 +214,40 @@ def parse_workload(data: object, *, source: str, base: Path) -> Workload:
         workload = Workload.model_validate(data)
     except ValidationError as error:
         raise WorkloadError(f"{source}:\n{explain(error, Workload, data)}") from error
-    return _absolute(workload, base, source)
+    found = _with_paths(workload, lambda value, where: _absolute_path(value, base, f"{source}: {where}"))
+    found._base = base
+    return found
 
 
-def _absolute(workload: Workload, base: Path, source: str) -> Workload:
+def _relative(workload: Workload, base: Path | None) -> Workload:
+    """Paths as a file in that folder would name them."""
+    if base is None:
+        return workload
+    folder = _absolute_path(".", base, "base")
+    return _with_paths(workload, lambda value, where: os.path.relpath(value, folder))
+
+
+def _with_paths(workload: Workload, change: Callable[[str, str], str]) -> Workload:
+    """Every path of a workload changed by what it is and where it stands. URIs (rtsp://...) and torchvision:NAME are
+    none."""
     feeds = {
-        name: _absolute_fields(feed, base, f"{source}: feeds.{name}", "path", "uri", "images", "annotations")
+        name: _with_fields(feed, change, f"feeds.{name}", "path", "uri", "images", "annotations")
         for name, feed in workload.feeds.items()
     }
     queries = tuple(
-        query.model_copy(
-            update={"model": _absolute_fields(query.model, base, f"{source}: query {query.name!r}: model", "weights")}
-        )
+        query.model_copy(update={"model": _with_fields(query.model, change, f"query {query.name!r}: model", "weights")})
         for query in workload.queries
     )
     return workload.model_copy(update={"feeds": feeds, "queries": queries})
 
 
-def _absolute_fields(spec: SpecT, base: Path, where: str, *fields: str) -> SpecT:
+def _with_fields(spec: SpecT, change: Callable[[str, str], str], where: str, *fields: str) -> SpecT:
     found = {field: getattr(spec, field) for field in fields if isinstance(getattr(spec, field, None), str)}
-    return spec.model_copy(
-        update={field: _absolute_path(value, base, f"{where}.{field}") for field, value in found.items()}
-    )
+    paths = {name: each for name, each in found.items() if "://" not in each and not each.startswith("torchvision:")}
+    return spec.model_copy(update={name: change(each, f"{where}.{name}") for name, each in paths.items()})
 
 
 def _absolute_path(value: str, base: Path, where: str) -> str:
-    """Leave URIs (rtsp://...) and torchvision:NAME alone."""
-    if "://" in value or value.startswith("torchvision:"):
-        return value
     try:
         return str((base / Path(value).expanduser()).resolve())
     except (ValueError, OSError, RuntimeError) as error:

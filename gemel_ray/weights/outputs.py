@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,27 @@ def write_output(path: Path, data: bytes) -> None:
     """Put a whole file in place of any of that name. InputError (disk full, no permission) leaves the former one."""
     with writing_output(path) as beside:
         beside.write_bytes(data)
+
+
+def check_output(path: Path | None) -> None:
+    """Raise InputError where a file could not be written, before the work of minutes that it is to keep."""
+    if path is None:
+        return
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not path.exists() or path.is_file():
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot be written ({error.strerror or error}); free space there, or choose another place"
+    )
 
 
 @contextlib.contextmanager
@@ -33,8 +56,7 @@ def writing_output(path: Path) -> Iterator[Path]:
             with _beside(place) as beside:
                 yield beside
     except OSError as error:
-        what = f"cannot be written ({error.strerror or error}); free space there, or choose another place"
-        raise InputError(f"{path}: {what}") from error
+        raise _unwritable(path, error) from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The functions of a notebook that need no cluster: values as they are, tables that read well and convert."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from tiny_workload import TINY_WORKLOAD
 
 import gemel_ray
 from gemel_ray.api.tabular import Tabular, html_table, told
+from gemel_ray.cli import edge, merging
 from gemel_ray.policy.grouping import Analysis
 from gemel_ray.spec.errors import GemelError, InputError, StoreError
-from gemel_ray.spec.workload import Workload
+from gemel_ray.spec.workload import Workload, load_workload
 from gemel_ray.weights.store import Store
 
 _BLOCKED = """
@@ -55,6 +57,7 @@ def test_a_workload_loads_without_torch_or_ray(workload_file):
 def test_a_workload_is_a_table_of_queries(workload_file):
     workload = gemel_ray.load_workload(workload_file)
     assert isinstance(workload, Workload)
+    assert workload.content_hash() == load_workload(workload_file).content_hash()
     check_table(workload, rows=2)
     assert "squeezenet1_1" in workload._repr_html_()
     assert "70.0 %" in workload._repr_html_()
@@ -165,3 +168,16 @@ def test_a_missing_pandas_is_told_with_the_way_out(monkeypatch, workload_file):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(GemelError, match=r"pip install 'gemel-ray\[notebook\]'"):
         gemel_ray.load_workload(workload_file).to_pandas()
+
+
+@pytest.mark.parametrize(("function", "command"), [("search", merging.search), ("simulate", edge.simulate)])
+def test_what_a_command_takes_the_function_takes_too(function, command):
+    of_commands_alone = {"as_json", "operating_points", "target"}
+    taken = set(inspect.signature(getattr(gemel_ray, function)).parameters)
+    assert set(inspect.signature(command).parameters) - taken - of_commands_alone == set()
+
+
+def test_queries_to_take_apart_need_a_release_to_take_them_out_of(tmp_path, workload_file):
+    with pytest.raises(InputError, match="--apart 'a,b' takes queries out of a release; name it with --from-release"):
+        gemel_ray.search(workload_file, tmp_path / "store", apart="a,b")
+    assert not (tmp_path / "store").exists()

@@ -1,9 +1,13 @@
 """What a user may get wrong, told by every command in one screen with the way out, and nothing left behind."""
 
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from newcomer import gemel_environment
 from safetensors.torch import save_file
 from tiny_release import publish_merged, publish_tiny_release
 
@@ -15,7 +19,7 @@ name: tiny
 feeds:
   a: {kind: streets, seed: 0, frames: 300}
 queries:
-  - {name: a_cars, feed: a, model: {architecture: ARCHITECTURE, classes: [background, car], input_size: 32WEIGHTS}}
+  - {name: north_cars, feed: a, model: {architecture: ARCHITECTURE, classes: [background, car], input_size: 32WEIGHTS}}
 nodes:
   - {name: box, memory: MEMORY}
 """
@@ -32,7 +36,7 @@ def written(folder, architecture="squeezenet1_1", weights="", memory="64MiB"):
     ("workload", "told"),
     [
         ({"architecture": "resnet19"}, "unknown architecture 'resnet19'; did you mean 'resnet1"),
-        ({}, "query 'a_cars': its model has no 'weights'; name a file, or train one with `gemel originals`"),
+        ({}, "query 'north_cars': its model has no 'weights'; name a file, or train one with `gemel originals`"),
         ({"weights": "none.safetensors"}, "no such weights file"),
         ({"weights": "nan.safetensors"}, "nan.safetensors: tensor 'classifier.1.bias' holds NaN or infinite values"),
         ({"architecture": "alexnet", "weights": "other.safetensors"}, "alexnet cannot answer a frame of input_size 32"),
@@ -117,3 +121,47 @@ def test_what_is_no_uri_of_a_store_is_wrong_input(tmp_path, gemel, command, uri)
     printed = gemel(tmp_path, command, uri, code=2)
     assert f"error: store '{uri}' cannot be opened" in printed
     assert "Traceback" not in printed
+
+
+def test_what_the_workload_asks_and_the_release_does_not_answer_is_told(tmp_path, gemel, store):
+    """It is a port in use that keeps this service from starting."""
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("feed: a", "feed: a, slo_ms: 400", 1))
+    second = "queries:\n  - {name: east, feed: a, model: {architecture: alexnet, classes: [background, car]}}"
+    path.write_text(path.read_text().replace("queries:", second))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for command in ("serve", "edge"):
+            printed = gemel(tmp_path, command, path, "--store", store, "--port", port, code=1)
+            assert "with fps 10 (workload: 30), slo_ms 60000 (workload: 400)," in printed
+            assert "; publish what the workload says: gemel search WORKLOAD --store STORE --from-release 1" in printed
+            assert "query 'east' is not in release 1 and is not served (known: north_cars," in printed
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("arguments", [("releases", "--json"), ("releases",)])
+def test_a_full_disk_behind_stdout_is_told(store, arguments):
+    command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", *arguments, str(store)]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=gemel_environment())
+    assert done.stderr == (
+        "error: stdout cannot be written (No space left on device); free space there, or choose another place\n"
+    )
+    assert done.returncode == 1
+
+
+def test_a_path_that_is_no_text_is_told():
+    command = [sys.executable, "-c", "from gemel_ray.cli.main import main; main()", "show", b"\xff"]
+    done = subprocess.run(command, capture_output=True, text=True, env=gemel_environment(), errors="replace")
+    assert done.returncode == 2
+    assert "cannot be written as text (surrogates not allowed); give a name that is UTF-8" in done.stderr
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, gemel, store):
+    printed = gemel(tmp_path, "profile", store, "--out", "/proc/profile.json", code=2)
+    assert "/proc/profile.json: cannot be written" in printed
+    assert "measuring" not in printed
+    rates = ("--rates", "t4", "--trace", "/proc/trace.json")
+    assert "/proc/trace.json: cannot be written" in (printed := gemel(tmp_path, "simulate", store, *rates, code=2))
+    assert "simulating" not in printed
+    assert "drawing" not in gemel(tmp_path, "report", store, "--out", "/proc/report.html", code=2)

@@ -5,6 +5,8 @@ import time
 
 import pytest
 
+from gemel_ray.demo.workloads import streets_document, write_workload
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
@@ -56,3 +58,20 @@ def test_a_second_walk_over_the_same_folder_uses_what_is_there(walked, gemel):
 
 def test_a_folder_that_holds_no_cameras_is_told(tmp_path, gemel):
     assert "there is no cameras/intel-bottles/tiles.jsonl" in gemel(tmp_path, "demo", "--video", tmp_path, code=2)
+
+
+def test_a_workload_that_was_changed_is_never_written_over(tmp_path, gemel):
+    path = tmp_path / "gemel-demo" / "workload.yaml"
+    write_workload(streets_document(quick=False), path)
+    write_workload(streets_document(quick=True), path)
+    changed = path.read_text().replace("seed: 0", "seed: 33")
+    path.write_text(changed)
+    printed = gemel(tmp_path, "demo", "--quick", code=2)
+    assert "workload.yaml is not as this command writes it, and would be written over; give another --out" in printed
+    assert path.read_text() == changed
+    assert printed.count("gemel originals workload.yaml --out originals; gemel search workload.yaml") == 1
+
+
+def test_a_place_for_the_demo_that_is_no_folder_is_told(tmp_path, gemel):
+    (tmp_path / "gemel-demo").write_text("")
+    assert "--out gemel-demo: is no folder to write to (File exists)" in gemel(tmp_path, "demo", code=2)

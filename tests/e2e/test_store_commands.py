@@ -263,3 +263,10 @@ def test_export_by_command_says_what_the_model_takes(fixed, tmp_path, gemel):
     told = gemel(tmp_path, "export", fixed[0].locate(), "north_people", "--out", "m.safetensors", "--json")
     assert told["takes"].startswith("float32 N x 3 x 32 x 32")
     assert (tmp_path / told["file"]).stat().st_size == told["file_bytes"]
+
+
+def test_brackets_in_a_path_are_its_own(fixed, tmp_path, gemel):
+    out = "a[bold]x[x].safetensors"
+    printed = gemel(tmp_path, "export", fixed[0].locate(), "north_cars", "--out", out)
+    assert out in printed
+    assert (tmp_path / out).exists()

@@ -94,6 +94,10 @@ def test_a_release_asks_what_the_workload_asks_now(store, found):
     assert {released.query.accuracy_target for released in root.queries.values()} == {0.8}
     assert {released.agreement_target for released in root.queries.values()} == {0.8}
     assert {released.accuracy.target for released in root.queries.values()} == {0.8}
+    assert store.head() == merged.release
+    faster = strict.model_copy(update={"queries": tuple(q.model_copy(update={"fps": 5.0}) for q in strict.queries)})
+    asked = started(store, faster, from_release=merged.release)[0].root
+    assert store.head() == asked, "so that five frames a second are planned for"
 
 
 def test_a_higher_target_than_was_met_is_refused(store, found):

@@ -254,3 +254,27 @@ def test_operating_points_are_the_last_releases_of_searches(tmp_path):
     assert [(point.search, point.release) for point in found.points] == [("street-000000000000", 2), ("stricter", 3)]
     assert open_store(tmp_path / "store").head() == found.manifest.release == 3
     assert [section.name for section in sections.present(found)].count("points") == 1
+
+
+def test_times_count_from_the_originals_whatever_was_removed_between(tmp_path):
+    store, merged = publish_report_store(tmp_path / "store")
+    last = store.publish(merged.model_copy(update={"parent": merged.release}))
+    before = gather(str(tmp_path / "store"))
+    store.remove_releases([merged.release])
+    after = gather(str(tmp_path / "store"))
+    assert [saving.release for saving in after.savings] == [1, last.release]
+    assert [saving.after_s for saving in after.savings] == [0, 90]
+    assert after.started_at == before.started_at
+    assert after.notes[-1] == f"Left out of the history, since they were removed: releases {merged.release}."
+
+
+def test_keys_that_an_older_release_kept_are_not_shown(tmp_path):
+    store, merged = publish_report_store(tmp_path / "store")
+    told = "gemel search w.yaml --store s3://KEY:SECRET@bucket/store"
+    store.publish(
+        merged.model_copy(update={"provenance": merged.provenance.model_copy(update={"command": told}), "parent": 1})
+    )
+    document = writing.write_report(tmp_path / "store", tmp_path / "report.html")
+    for shown in (json.dumps(document), (tmp_path / "report.html").read_text()):
+        assert "s3://bucket/store" in shown
+        assert "SECRET" not in shown

@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from weights_kit import files_below
 
 from gemel_ray.spec.errors import InputError
-from gemel_ray.weights.outputs import write_output, writing_output
+from gemel_ray.weights.outputs import check_output, write_output, writing_output
 
 # A limit on the size of files stands in for the disk's: the write fails midway, after its first bytes.
 FULL_DISK = """
@@ -72,3 +73,17 @@ def test_a_folder_is_made_where_none_is_and_never_replaced(tmp_path):
     assert (tmp_path / "new" / "page.html").stat().st_mode & 0o777 == 0o644
     with pytest.raises(InputError, match=r"new: cannot be written \(Is a directory\); .*choose another place"):
         write_output(tmp_path / "new", b"page")
+
+
+def test_what_could_not_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, why in (
+        (tmp_path / "file" / "x.json", "Not a directory"),
+        (tmp_path, "Is a directory"),
+        (Path("/proc/x.json"), "No such file or directory"),
+    ):
+        with pytest.raises(InputError, match=f"{place}: cannot be written .{why}.; free space there, or choose"):
+            check_output(place)
+    for place in (tmp_path / "file", tmp_path / "new" / "deep" / "x.json", Path(os.devnull), None):
+        check_output(place)
+    assert files_below(tmp_path) == ["file"]
