@@ -1,10 +1,11 @@
-"""Frames that wait for their query's turn: newest wins, late ones go, and some are never dropped."""
+"""Frames that wait for their query's turn: newest wins, late ones go, and some stay until nobody waits for them."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from gemel_ray.edge.turnset import TurnSet
 from gemel_ray.spec.actions import Frame
@@ -16,8 +17,9 @@ class PendingFrames:
 
     def __init__(self, query: PlannedQuery) -> None:
         self._query = query
-        # In order of arrival.
-        self._kept: deque[Frame] = deque()
+        # Both in order of arrival. Those never dropped may be thousands, by number, so that none is looked for; of
+        # droppable ones there are no more than a batch.
+        self._kept: OrderedDict[int, Frame] = OrderedDict()
         self._droppable: deque[Frame] = deque()
         # The last camera frame that came, and the time between the last two.
         self._last: Frame | None = None
@@ -33,16 +35,11 @@ class PendingFrames:
     def add(self, frame: Frame) -> tuple[Frame, ...]:
         """Take a frame in; gives the frame that gives way: of droppable ones a turn's batch is all that can count."""
         if not frame.droppable:
-            self._kept.append(frame)
+            self._kept[frame.frame] = frame
             return ()
         self._note(frame)
         self._droppable.append(frame)
         return (self._droppable.popleft(),) if len(self._droppable) > self._query.batch_size else ()
-
-    @property
-    def first_deadline_ms(self) -> float:
-        """The earliest deadline of all pending frames; infinite when there are none."""
-        return min((frame.deadline_ms for frame in (*self._kept, *self._droppable)), default=math.inf)
 
     @property
     def next_workspace_bytes(self) -> int:
@@ -81,7 +78,7 @@ class PendingFrames:
         for size in range(min(len(self), self._query.batch_size), 0, -1):
             if self._query.run_ms[size] > within_ms:
                 continue
-            kept = list(self._kept)[:size]
+            kept = list(islice(self._kept.values(), size))
             in_time = [frame for frame in self._droppable if frame.deadline_ms >= now_ms + self._query.run_ms[size]]
             room = size - len(kept)
             batch = kept + in_time[len(in_time) - room :] if room <= len(in_time) else []
@@ -95,7 +92,8 @@ class PendingFrames:
             self.clear()
             return ()
         newest = max((frame.arrived_ms for frame in batch if frame.droppable), default=None)
-        self._kept = deque(frame for frame in self._kept if frame not in batch)
+        for frame in batch:
+            self._kept.pop(frame.frame, None)
         left = [frame for frame in self._droppable if frame not in batch]
         older = tuple(frame for frame in left if newest is not None and frame.arrived_ms <= newest)
         self._droppable = deque(frame for frame in left if frame not in older)
@@ -103,11 +101,20 @@ class PendingFrames:
 
     def put_back(self, frames: Iterable[Frame]) -> None:
         """Frames that were taken and must not be dropped wait again, before all others."""
-        self._kept.extendleft(reversed([frame for frame in frames if not frame.droppable]))
+        for frame in reversed([frame for frame in frames if not frame.droppable]):
+            self._kept[frame.frame] = frame
+            self._kept.move_to_end(frame.frame, last=False)
+
+    def withdraw(self, frame: Frame) -> tuple[Frame, ...]:
+        """Give up on one frame, if it waits; gives it."""
+        if frame.droppable and frame in self._droppable:
+            self._droppable.remove(frame)
+            return (frame,)
+        return () if self._kept.pop(frame.frame, None) is None else (frame,)
 
     def clear(self) -> tuple[Frame, ...]:
         """Give up on all frames."""
-        given_up = (*self._kept, *self._droppable)
+        given_up = (*self._kept.values(), *self._droppable)
         self._kept.clear()
         self._droppable.clear()
         return given_up
@@ -162,6 +169,14 @@ class AllPending:
         """See PendingFrames.put_back."""
         self._of[query].put_back(frames)
         self._note(query)
+
+    def withdraw(self, frame: Frame) -> tuple[Frame, ...]:
+        """See PendingFrames.withdraw. Frames of queries that are gone have had their verdict."""
+        if frame.query not in self._of:
+            return ()
+        withdrawn = self._of[frame.query].withdraw(frame)
+        self._note(frame.query)
+        return withdrawn
 
     def drop_late(self, query: str, earliest_start_ms: float) -> tuple[Frame, ...]:
         """See PendingFrames.drop_late."""

@@ -8,8 +8,20 @@ from gemel_ray.edge.pending import AllPending
 from gemel_ray.edge.residents import Residents
 from gemel_ray.edge.rounds import RoundRobin
 from gemel_ray.edge.turns import Turn, check_plan
-from gemel_ray.edge.verdicts import GONE, LATE, NEWER, Verdicts
-from gemel_ray.spec.actions import Action, Arrived, Done, Event, Frame, Infer, Load, Replanned, Stopped, Verdict
+from gemel_ray.edge.verdicts import GONE, LATE, NEWER, WITHDRAWN, Verdicts
+from gemel_ray.spec.actions import (
+    Action,
+    Arrived,
+    Done,
+    Event,
+    Frame,
+    Infer,
+    Load,
+    Replanned,
+    Stopped,
+    Verdict,
+    Withdrawn,
+)
 from gemel_ray.spec.errors import ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
@@ -59,6 +71,8 @@ class Scheduler:
         """What the device is to do next, in this order. ServingError for a frame of an unknown query."""
         if isinstance(event, Arrived):
             self._arrive(event)
+        elif isinstance(event, Withdrawn):
+            self._verdicts.drop(self._pending.withdraw(event.frame), event.now_ms, WITHDRAWN)
         elif isinstance(event, Stopped):
             self._stopped = True
         elif isinstance(event, Replanned):

@@ -7,8 +7,25 @@ from collections.abc import Callable, Sequence
 
 from gemel_ray.edge.jobs import Job, Lanes
 from gemel_ray.edge.ledger import Ledger
-from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
+from gemel_ray.spec.actions import (
+    Action,
+    Arrived,
+    Done,
+    Event,
+    Evict,
+    Frame,
+    Infer,
+    Load,
+    Replanned,
+    Stopped,
+    Withdrawn,
+)
+from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
+
+# Where loads take no time at all, a scheduler may try one that fails for ever: the deadlines that would end it never
+# come. Between two other events each weight is loaded a few times at most.
+_MOST_LOADS_AT_ONCE = 1000
 
 
 def never_fails(action: Load | Infer) -> str | None:
@@ -29,15 +46,19 @@ class SimulatedDevice:
         ledger: Ledger | None = None,
         failure_of: Callable[[Load | Infer], str | None] = never_fails,
         replans: Sequence[Replanned] = (),
+        withdrawals: Sequence[Withdrawn] = (),
     ) -> None:
         """`costs` may differ from the scheduler's plan, to see what wrong predictions do. The budget is the ledger's,
-        by default that of `costs`; `failure_of` names why an action fails, or None; `replans` come at their times."""
+        by default that of `costs`; `failure_of` names why an action fails, or None; `replans` and `withdrawals` come at
+        their times."""
         plans = [*(event.plan for event in replans), costs]
         self._load_ms = {weight: took_ms for plan in plans for weight, took_ms in plan.load_ms.items()}
         self._queries = {(query.name, query.release): query for plan in plans for query in plan.queries}
         self._ledger = ledger or Ledger(costs.budget_bytes)
         self._failure_of = failure_of
         self._now_ms = 0.0
+        # Loads that have ended since anything else has happened, or time has passed.
+        self._loads_at_once = 0
         self._lanes = Lanes(costs.contention)
         self._arrived: set[str] = set()
         self._in_use: Counter[str] = Counter()
@@ -45,6 +66,7 @@ class SimulatedDevice:
         self._given: list[Event] = [
             *(Arrived(frame, frame.arrived_ms) for frame in arrivals),
             *replans,
+            *withdrawals,
             Stopped(max((frame.arrived_ms for frame in arrivals), default=0.0)),
         ]
         self._given.sort(key=lambda event: event.now_ms)
@@ -74,19 +96,29 @@ class SimulatedDevice:
             self._evict(action)
 
     def next_event(self) -> Event | None:
-        """See Device. Moves the clock on."""
+        """See Device. Moves the clock on. ServingError where nothing but loads of no time would ever come."""
         ending = self._lanes.next_to_end()
         if self._given and (ending is None or self._given[-1].now_ms <= ending.end_ms):
             given = self._given.pop()
-            self._now_ms = given.now_ms
+            self._now_ms, self._loads_at_once = given.now_ms, 0
             return given
         if ending is None:
             return None
+        self._check_moves(ending)
         self._now_ms = ending.end_ms
         self._lanes.end(ending)
         done = Done(ending.action, ending.end_ms, ending.took_ms, ending.failure)
         self._end(done)
         return done
+
+    def _check_moves(self, ending: Job) -> None:
+        is_at_once = isinstance(ending.action, Load) and ending.end_ms == self._now_ms
+        self._loads_at_once = self._loads_at_once + 1 if is_at_once else 0
+        if self._loads_at_once > _MOST_LOADS_AT_ONCE * max(len(self._load_ms), 1):
+            raise ServingError(
+                f"the simulation stands still at {self._now_ms} ms: {self._loads_at_once} loads of 0 ms have ended "
+                f"and nothing else, the last of them {ending.action}; let loads take time, or none of them fail"
+            )
 
     def _start_load(self, load: Load) -> None:
         self._ledger.reserve(load.weight, load.bytes)

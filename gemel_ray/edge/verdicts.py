@@ -9,6 +9,7 @@ from gemel_ray.spec.actions import Answered, Dropped, Frame, Verdict
 from gemel_ray.spec.plan import PlannedQuery
 
 LATE, NEWER = "too late", "newer frame"
+WITHDRAWN = "withdrawn"
 GONE = "failed: the query is no longer served here"
 # So many frames lost in a row let a query go first. On 70 generated workloads that lose frames, with 4: worst goodput
 # .476, 11 queries below .2, mean .796; with 5: .468, 23, .797; with 3: .488, 9, .794; had it only gone first where its

@@ -100,14 +100,22 @@ def open_blobs(manifest: Manifest, fetch: Fetch) -> dict[str, BlobFile]:
     return {weight: open_blob(fetch(weight)) for weight in needed}
 
 
+def one_tensor(blob: BlobFile, name: str) -> BlobFile:
+    """A tensor's part of the file, as if it were a blob of its own."""
+    before = itertools.takewhile(lambda other: other != name, blob.tensors)
+    offset = blob.data_offset + sum(blob.tensors[other].bytes for other in before)
+    place = blob.tensors[name]
+    runs = (Run(0, place.bytes),) if place.bytes else ()
+    return BlobFile(blob.path, {name: replace(place, start=0, end=place.bytes)}, runs, offset, place.bytes)
+
+
 def read_tensor(blob: BlobFile, name: str) -> bytes:
     """One tensor's bytes, from the file. Raises MissingBlobError."""
-    before = itertools.takewhile(lambda other: other != name, blob.tensors)
-    start = blob.data_offset + sum(blob.tensors[other].bytes for other in before)
+    part = one_tensor(blob, name)
     try:
-        with blob.path.open("rb") as file:
-            file.seek(start)
-            return file.read(blob.tensors[name].bytes)
+        with part.path.open("rb") as file:
+            file.seek(part.data_offset)
+            return file.read(part.data_bytes)
     except OSError as error:
         raise MissingBlobError(f"{blob.path.name} cannot be read ({error.strerror}); fetch it again") from error
 

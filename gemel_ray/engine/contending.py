@@ -34,9 +34,9 @@ def measure_contention(
 
     def load() -> tuple[BlobFile, float]:
         blob = next(cycle)
-        took_ms = _took_ms(lambda: residence.load(_BESIDE, blob, blob.data_bytes))
+        load_ms = took_ms(lambda: residence.load(_BESIDE, blob, blob.data_bytes))
         forget([_BESIDE], residence)
-        return blob, took_ms
+        return blob, load_ms
 
     in_turn = _in_turn(infer, load, (repeats + 1) * len(blobs))[len(blobs) :]
     run_ms, loads = _together(infer, load, repeats, len(blobs))
@@ -66,7 +66,7 @@ def _in_turn(infer: Callable[[], object], load: Callable[[], Load], rounds: int)
     with ThreadPoolExecutor(1, "gemel-in-turn") as copying:
         for _ in range(rounds):
             loaded = copying.submit(load).result()
-            found.append((_took_ms(infer), loaded))
+            found.append((took_ms(infer), loaded))
     return found
 
 
@@ -88,7 +88,7 @@ def _together(
     try:
         begun.wait()
         while len(run_ms) < repeats or (len(loads) <= most_loads and len(run_ms) < _MOST_RUNS and thread.is_alive()):
-            run_ms.append(_took_ms(infer))
+            run_ms.append(took_ms(infer))
     finally:
         ended.set()
         thread.join()
@@ -99,7 +99,7 @@ def _together(
 def _load_slowdown(together: Sequence[Load], alone: Sequence[Load]) -> float:
     """The median over loads of what each took to what the same blob takes alone."""
     alone_ms = {blob.path: statistics.median(took for other, took in alone if other is blob) for blob, _ in alone}
-    ratios = [took_ms / max(alone_ms[blob.path], 1e-6) for blob, took_ms in together]
+    ratios = [beside_ms / max(alone_ms[blob.path], 1e-6) for blob, beside_ms in together]
     return max(1.0, statistics.median(ratios)) if ratios else 1.0
 
 
@@ -109,7 +109,8 @@ def _slowdown(together_ms: Sequence[float], alone_ms: Sequence[float]) -> float:
     return max(1.0, statistics.median(together_ms) / max(statistics.median(alone_ms), 1e-6))
 
 
-def _took_ms(work: Callable[[], object]) -> float:
+def took_ms(work: Callable[[], object]) -> float:
+    """How long a piece of work takes."""
     begun = time.perf_counter()
     work()
     return (time.perf_counter() - begun) * 1e3

@@ -11,16 +11,28 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import torch
-
 from gemel_ray.edge.ledger import Ledger
 from gemel_ray.engine.blobs import BlobFile
+from gemel_ray.engine.devices import use_threads
 from gemel_ray.engine.lanes import Lane
 from gemel_ray.engine.models import Skeleton
 from gemel_ray.engine.residence import Residence
+from gemel_ray.engine.singly import Given, answered
 from gemel_ray.engine.staging import Wait
 from gemel_ray.engine.status import BusyTime, DeviceUsage
-from gemel_ray.spec.actions import Action, Arrived, Done, Event, Evict, Frame, Infer, Load, Replanned, Stopped
+from gemel_ray.spec.actions import (
+    Action,
+    Arrived,
+    Done,
+    Event,
+    Evict,
+    Frame,
+    Infer,
+    Load,
+    Replanned,
+    Stopped,
+    Withdrawn,
+)
 from gemel_ray.spec.answers import Answer
 from gemel_ray.spec.errors import ServingError, StoreError
 from gemel_ray.spec.plan import EdgePlan
@@ -62,7 +74,7 @@ class TorchDevice:
         # Pixels by frame id, from whoever brings frames, who also takes them away once a frame has its verdict.
         self.frames: dict[int, Image] = {}
         # Answers by frame id, to be taken by whoever hears the verdict.
-        self.answers: dict[int, Answer | None] = {}
+        self.answers: dict[int, Given] = {}
         # By query and release, as Infer names them; replaced as a whole, since lanes read it meanwhile.
         self._skeletons: dict[tuple[str, int], Model] = {(name, 0): found for name, found in skeletons.items()}
         self._blobs = dict(blobs)
@@ -83,7 +95,7 @@ class TorchDevice:
         self._busy = BusyTime()
         self._started = time.perf_counter()
         self._copying = Lane("gemel-copy")
-        self._computing = Lane("gemel-compute", first=None if threads is None else partial(_use_threads, threads))
+        self._computing = Lane("gemel-compute", first=partial(use_threads, threads))
 
     @property
     def budget_bytes(self) -> int:
@@ -97,6 +109,10 @@ class TorchDevice:
     def arrive(self, frame: Frame) -> None:
         """Tell the scheduler of a frame; its pixels lie in `frames` already. From any thread."""
         self._events.put(Arrived(frame, self.now_ms()))
+
+    def withdraw(self, frame: Frame) -> None:
+        """Tell the scheduler that nobody waits for a frame any more. From any thread."""
+        self._events.put(Withdrawn(frame, self.now_ms()))
 
     def replan(self, plan: EdgePlan) -> None:
         """Let the scheduler follow another plan, for whose models `take_in` was called. From any thread."""
@@ -114,12 +130,21 @@ class TorchDevice:
 
     def keep(self, release: int, queries: Collection[str]) -> None:
         """Forget all models but these, once no plan names the others any more. From any thread."""
-        kept = [(name, release) for name in queries]
-        self._skeletons = {key: found for key, found in self._skeletons.items() if key in kept}
+        kept, before = {(name, release) for name in queries}, self._skeletons
+        self._skeletons = {key: found for key, found in before.items() if key in kept}
+        for found in set(before.values()) - set(self._skeletons.values()):
+            if isinstance(found, Skeleton):
+                # The collector may never look at a model (see engine.pauses), and a batch is kept of its stem.
+                found.stemmed = None
         needed = {weight for found in self._skeletons.values() for weight in found.weights}
         self._blobs = {weight: blob for weight, blob in self._blobs.items() if weight in needed}
         # What the others' weights held may be more than is ever needed again.
         self.residence.arena.trim()
+
+    @property
+    def blobs(self) -> Mapping[str, BlobFile]:
+        """The files of all weights that are known."""
+        return self._blobs
 
     def skeleton(self, query: str, release: int) -> Skeleton:
         """One of the models that are known."""
@@ -262,7 +287,7 @@ class TorchDevice:
         skeleton, begun_ms = self._skeletons[infer.query, infer.release], self.now_ms()
         try:
             images = [self.frames[frame] for frame in infer.frames]
-            answers = skeleton.answers(images, self.residence, self._wait)
+            answers = answered(lambda some: skeleton.answers(some, self.residence, self._wait), images)
             self.answers.update(zip(infer.frames, answers, strict=True))
         finally:
             with self._lock:
@@ -270,8 +295,3 @@ class TorchDevice:
                 self._ledger.release_workspace(infer.workspace_bytes)
                 self._limit_arena()
                 self._busy.worked(begun_ms, self.now_ms())
-
-
-def _use_threads(count: int) -> None:
-    # OpenMP keeps this number for each thread of ours, so it is set on the lane itself.
-    torch.set_num_threads(count)

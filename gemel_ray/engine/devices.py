@@ -25,8 +25,18 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def device_name(device: torch.device) -> str:
-    """'NVIDIA H200', or the processor and the threads it gives torch."""
+def device_name(device: torch.device, threads: int | None = None) -> str:
+    """'NVIDIA H200', or the processor and the threads that torch computes with: those of the caller's thread unless
+    told."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{platform.machine()} CPU, {threads or torch.get_num_threads()} threads"
+
+
+def use_threads(count: int | None) -> None:
+    """Compute with so many threads on a CPU, as long as it is the calling thread that computes; None changes nothing.
+
+    OpenMP keeps this number for each thread of ours, so whoever measures and whoever serves set it where they compute.
+    """
+    if count is not None:
+        torch.set_num_threads(count)

@@ -8,9 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-
-import torch
 
 from gemel_ray.edge.choosing import choose_plan, expected_traffic
 from gemel_ray.edge.ledger import Ledger
@@ -18,10 +15,11 @@ from gemel_ray.edge.reconsidering import Reconsidered
 from gemel_ray.edge.simulation import cameras_of
 from gemel_ray.edge.traffic import Camera
 from gemel_ray.engine import measuring, profiling, replanning, replaying
+from gemel_ray.engine.backlog import Waiting
 from gemel_ray.engine.blobs import Fetch, open_blob, open_blobs
 from gemel_ray.engine.copying import ReloadFrom
 from gemel_ray.engine.device import TorchDevice
-from gemel_ray.engine.devices import find_device
+from gemel_ray.engine.devices import device_name, find_device, use_threads
 from gemel_ray.engine.kinds import KindCosts
 from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.replanning import Replanner
@@ -30,13 +28,12 @@ from gemel_ray.engine.rollout import Rollout
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.sampling import Sampler
 from gemel_ray.engine.status import EngineStatus
-from gemel_ray.engine.stems import MOST_FRACTION, StemSharing
-from gemel_ray.policy.baselines import fits_whole
+from gemel_ray.engine.stems import StemSharing, most_kept_bytes
 from gemel_ray.policy.released import on_weight_sets, released_plans
 from gemel_ray.policy.sharing import models_of
 from gemel_ray.policy.transition import changed_queries, restricted
 from gemel_ray.spec.answers import FrameAnswer
-from gemel_ray.spec.errors import OverBudgetError, ServingError
+from gemel_ray.spec.errors import OverBudgetError, ServingError, StoreError
 from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.profile import DeviceProfile, Way
 from gemel_ray.spec.release import Manifest
@@ -107,7 +104,7 @@ class Engine:
         """Profile a query of each kind of model that is new here. While nothing is served: it needs the device."""
         if unknown := self.costs.unknown(manifest):
             some = restricted(manifest, unknown)
-            self.costs.learn(some, self._measuring(some, fetch, self.budget_bytes)())
+            self.costs.add(some, self._measuring(some, fetch, self.budget_bytes)())
 
     def measure_beside(self, manifest: Manifest, fetch: Fetch) -> None:
         """`measure` while another release is served, in a turn of its own: see engine.measuring.
@@ -128,7 +125,7 @@ class Engine:
         with self._changing() as run:
             self._learn(run, manifest, fetch)
             changed = self._prepared(run, manifest, fetch).do()
-            self._share_stems(run, manifest, fetch)
+            self._share_stems(run, manifest)
         log.info("serving release %d: %d queries have changed", manifest.release, len(changed))
         return changed
 
@@ -146,8 +143,9 @@ class Engine:
         """Ask a query about one frame: uint8, height x width x 3, RGB, not to change until the answer is there.
 
         A frame that is not processed gets the last answer, marked stale, with the reason. A frame that is not
-        `droppable` is processed however late. The SLO is the query's own unless given. From any thread. Raises
-        FrameError for an array that is no such frame, ServingError for an unknown query or a stopped engine.
+        `droppable` is processed however late. Cancelling the future withdraws the frame. The SLO is the query's own
+        unless given. From any thread. Raises FrameError for an array that is no such frame and an SLO that is no time,
+        ServingError for an unknown query or a stopped engine.
         """
         run = self._running()
         future = run.submit(query, image, arrived_ms=run.now_ms(), slo_ms=slo_ms, droppable=droppable)
@@ -155,12 +153,21 @@ class Engine:
             self.sampler.offer(query, image, future)
         return future
 
+    def waiting(self, query: str) -> Waiting:
+        """What waits for its verdict, and how fast a query's frames get theirs. ServingError when nothing is served."""
+        return self._running().waiting(query)
+
     def replay(self, streams: Mapping[str, Sequence[Image]], cameras: Sequence[Camera]) -> list[FrameAnswer]:
         """Play recorded frames (by query) at the speed of their cameras; every frame's answer, in order of arrival.
 
         `frame` of an answer is the index in its stream.
         """
         return replaying.replay(self._running(), streams, cameras)
+
+    @property
+    def device_name(self) -> str:
+        """What `costs` hold for: the device, and the threads that it computes with."""
+        return device_name(self.device, self._threads)
 
     @property
     def plan(self) -> EdgePlan:
@@ -202,17 +209,21 @@ class Engine:
             some = restricted(manifest, unknown)
             check_fits(some, self.budget_bytes)
             measure = self._measuring(some, fetch, run.plan.budget_bytes)
-            self.costs.learn(some, measuring.measure_beside(run, some, measure))
+            self.costs.add(some, measuring.measure_beside(run, some, measure))
 
-    def _measuring(self, manifest: Manifest, fetch: Fetch, budget_bytes: int) -> Callable[[], DeviceProfile]:
-        """What profiles a release's models, which are built by then."""
+    def _measuring(self, manifest: Manifest, fetch: Fetch, budget_bytes: int) -> Callable[[], profiling.Measured]:
+        """What profiles a release's models, which are built by then, as they will be computed, on whatever thread."""
         blobs = open_blobs(manifest, fetch)
         skeletons = build_skeletons(manifest, blobs, self.device, allow_factories=self._allow_factories)
         residence = Residence(self.device, self._reload_from, budget_bytes=budget_bytes)
-        return partial(
-            profiling.profile_skeletons, manifest, skeletons, blobs, residence,
-            budget_bytes=budget_bytes, ways=self._ways,
-        )  # fmt: skip
+
+        def measure() -> profiling.Measured:
+            use_threads(self._threads)
+            return profiling.profile_skeletons(
+                manifest, skeletons, blobs, residence, budget_bytes=budget_bytes, ways=self._ways
+            )
+
+        return measure
 
     def _running(self) -> ReleaseRun:
         run = self._run
@@ -222,8 +233,7 @@ class Engine:
 
     def _started(self, manifest: Manifest, fetch: Fetch, profile: DeviceProfile | None) -> ReleaseRun:
         check_fits(manifest, self.budget_bytes)
-        if self._threads is not None:
-            torch.set_num_threads(self._threads)
+        use_threads(self._threads)
         blobs = open_blobs(manifest, fetch)
         skeletons = build_skeletons(manifest, blobs, self.device, allow_factories=self._allow_factories)
         if profile is None:
@@ -236,7 +246,7 @@ class Engine:
         _compute_as_measured(skeletons, profile)
         plan = self._planned(manifest, profile, self.budget_bytes)
         self._stems.learn(manifest, skeletons)
-        self.kept_bytes = self._stems.share(manifest, skeletons, blobs, _most_kept_bytes(plan))
+        self.kept_bytes = self._stems.share(manifest, skeletons, blobs, most_kept_bytes(plan))
         ledger = Ledger(self.budget_bytes)
         ledger.reserve_workspace(self.kept_bytes)
         device = TorchDevice(
@@ -266,19 +276,13 @@ class Engine:
         run.device.take_blobs(blobs, lambda weight: open_blob(fetch(weight)))
         return Rollout(run, manifest, plan, new)
 
-    def _share_stems(self, run: ReleaseRun, manifest: Manifest, fetch: Fetch) -> None:
-        """Of a release that is being served by now, within what was set aside at the start."""
+    def _share_stems(self, run: ReleaseRun, manifest: Manifest) -> None:
+        """Of a release that is being served by now, within what was set aside at the start. They only save time."""
         skeletons = {name: run.device.skeleton(name, manifest.release) for name in manifest.queries}
-        self._stems.share(manifest, skeletons, open_blobs(manifest, fetch), self.kept_bytes)
-
-
-def _most_kept_bytes(plan: EdgePlan) -> int:
-    """What may be set aside for stems: a small part of the budget, and nothing that any weights need."""
-    if not fits_whole(plan):
-        return 0
-    workspace_bytes = max(max(query.workspace_bytes.values()) for query in plan.queries)
-    free_bytes = plan.budget_bytes - sum(plan.weight_bytes.values()) - workspace_bytes
-    return min(int(plan.budget_bytes * MOST_FRACTION), free_bytes)
+        try:
+            self._stems.share(manifest, skeletons, run.device.blobs, self.kept_bytes)
+        except StoreError as error:
+            log.warning("release %d shares no stems: %s", manifest.release, error)
 
 
 def _compute_as_measured(skeletons: Mapping[str, Skeleton], profile: DeviceProfile) -> None:

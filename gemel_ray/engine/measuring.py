@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from gemel_ray.engine.profiling import Measured
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.run import ReleaseRun
 from gemel_ray.engine.staging import Wait
 from gemel_ray.policy.transition import trial_name, with_all_memory
 from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.plan import EdgePlan
-from gemel_ray.spec.profile import DeviceProfile
 from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.vision.tasks import Image
 
@@ -32,17 +32,17 @@ class Measurement:
 
     weights: tuple[str, ...] = ()
 
-    def __init__(self, measure: Callable[[], DeviceProfile]) -> None:
-        self.profile: DeviceProfile | None = None
+    def __init__(self, measure: Callable[[], Measured]) -> None:
+        self.found: Measured | None = None
         self._measure = measure
 
     def answers(self, images: Sequence[Image], residence: Residence, wait: Wait | None = None) -> list[None]:
         """Measure; there is nothing to say of the frames."""
-        self.profile = self._measure()
+        self.found = self._measure()
         return [None] * len(images)
 
 
-def measure_beside(run: ReleaseRun, manifest: Manifest, measure: Callable[[], DeviceProfile]) -> DeviceProfile:
+def measure_beside(run: ReleaseRun, manifest: Manifest, measure: Callable[[], Measured]) -> Measured:
     """What `measure` says of a release's models, called in a turn of its own; the plan is then the one before.
 
     Raises ServingError where it fails or does not end, and when the engine is stopped meanwhile.
@@ -56,9 +56,9 @@ def measure_beside(run: ReleaseRun, manifest: Manifest, measure: Callable[[], De
     finally:
         follow(run, plan, old.queries)
         run.device.keep(old.release, old.queries)
-    if measurement.profile is None:
+    if measurement.found is None:
         raise ServingError(f"release {manifest.release}: models of a new form cannot be measured here ({reason})")
-    return measurement.profile
+    return measurement.found
 
 
 def _waited_for(run: ReleaseRun, name: str, timeout_s: float) -> str | None:

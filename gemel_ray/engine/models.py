@@ -76,7 +76,6 @@ class Skeleton:
             self._slots.setdefault(slot.source.weight, []).append(slot)
         # In the order in which the model's modules stand, which is mostly that in which they are computed.
         self.weights = tuple(self._slots)
-        self._paths = {weight: path for path, weight in sorted(released.weights.items(), reverse=True)}
         places = {weight: [slot.path for slot in slots] for weight, slots in self._slots.items()}
         self._stages = Stages(model, places, self._need)
         # While it computes: what is not in place yet, and how to wait for it.
@@ -106,12 +105,15 @@ class Skeleton:
             return self._task.answers(self._forward(inputs), images)
 
     def first_uses(self, images: Sequence[Image], residence: Residence) -> dict[str, float]:
-        """After which fraction of a forward pass each weight set is first needed, by its module path in the release."""
+        """After which fraction of a forward pass weights are first needed, by the path of each module that holds some.
+
+        Of modules, not of weight sets, since the next release may divide the model otherwise.
+        """
         with torch.inference_mode(), self._lent(residence, _must_be_there), computing(self.way, self.device):
             inputs = laid_out(self._task.prepare(images, self.device), self.way)
             with self._stages.watched() as fractions:
                 self._task.answers(self._model(inputs), images)
-        return {self._paths[weight]: fraction for weight, fraction in fractions.items()}
+        return fractions
 
     def _forward(self, inputs: Any) -> Any:  # noqa: ANN401 - as Task.prepare gives it and Task.answers takes it
         if not self._stages.known:

@@ -33,6 +33,7 @@ class PlacingOptions:
     # The --json document of an earlier placement: what runs where now.
     current: Path | None = None
     seed: int = 0
+    allow_factories: bool = False
 
 
 def place_store(workload: Workload, uri: str, options: PlacingOptions) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def _profiles(manifest: Manifest, nodes: Sequence[Node], options: PlacingOptions
 
     @cache
     def read(file: str | None, name: str | None) -> DeviceProfile:
-        return read_profile(manifest, Path(file) if file is not None else None, name)
+        measured = Path(file) if file is not None else None
+        return read_profile(manifest, measured, name, allow_factories=options.allow_factories)
 
     return {node.name: read(*_chosen(node.name, files, rates)) for node in nodes}
 

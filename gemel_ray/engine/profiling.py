@@ -7,22 +7,22 @@ import math
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
 from gemel_ray.engine.blobs import BlobFile, Fetch, open_blobs
-from gemel_ray.engine.contending import forget, measure_contention, typical
+from gemel_ray.engine.contending import forget, measure_contention, took_ms, typical
 from gemel_ray.engine.copying import ReloadFrom
-from gemel_ray.engine.devices import device_name, find_device
+from gemel_ray.engine.devices import device_name, find_device, use_threads
+from gemel_ray.engine.load_times import Sample, fit_loads, load_in_turn
 from gemel_ray.engine.models import Skeleton, build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.ways import fastest
-from gemel_ray.engine.workspace import Work, peak_bytes
+from gemel_ray.engine.workspace import peak_bytes
 from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.plan import Contention
 from gemel_ray.spec.profile import MOST_THREADS, DeviceProfile, QueryProfile, Way
@@ -44,7 +44,34 @@ _CONTENDED_QUERIES = 3
 # Beside loads of so many weight sets, one after the other: more than caches hold, mostly.
 _CONTENDING_BLOBS = 12
 
-Sample = tuple[int, float]
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one measurement found: costs of queries, and of the device what may be put together with other ones'."""
+
+    device: str
+    queries: Mapping[str, QueryProfile]
+    loads: tuple[Sample, ...]
+    contentions: tuple[Contention, ...]
+
+    def profile(self) -> DeviceProfile:
+        """All of it."""
+        return rates_of(self.device, self.loads, self.contentions).model_copy(update={"queries": dict(self.queries)})
+
+
+def rates_of(device: str, loads: Sequence[Sample], contentions: Sequence[Contention]) -> DeviceProfile:
+    """The profile of a device and of no queries: how fast it loads, and how loads and inferences slow each other."""
+    fixed_ms, bytes_per_ms = fit_loads(loads)
+    contention = typical(contentions)
+    return DeviceProfile(
+        device=device,
+        estimated=False,
+        load_fixed_ms=fixed_ms,
+        load_bytes_per_ms=bytes_per_ms,
+        run_slowdown=contention.run_slowdown,
+        load_slowdown=contention.load_slowdown,
+        queries={},
+    )
 
 
 def measure_profile(
@@ -79,7 +106,7 @@ def measure_profile(
         frame_height_width=frame_height_width,
         budget_bytes=budget_bytes,
         ways=ways,
-    )
+    ).profile()
 
 
 def profile_store(
@@ -98,10 +125,9 @@ def profile_store(
     `threads` are those of an inference on a CPU, as an engine's; from then on this process's. Raises InputError for
     more of them than any machine has cores.
     """
-    if threads is not None:
-        if threads > MOST_THREADS:
-            raise InputError(f"--threads {threads}: must be at most {MOST_THREADS}; about as many as there are cores")
-        torch.set_num_threads(threads)
+    if threads is not None and threads > MOST_THREADS:
+        raise InputError(f"--threads {threads}: must be at most {MOST_THREADS}; about as many as there are cores")
+    use_threads(threads)
     store = open_store(uri)
     with tempfile.TemporaryDirectory(prefix="gemel-profile-") as folder:
         cache = LocalCache(store, folder)
@@ -127,7 +153,7 @@ def profile_skeletons(
     frame_height_width: tuple[int, int] | None = None,
     budget_bytes: float = math.inf,
     ways: Sequence[Way] = (),
-) -> DeviceProfile:
+) -> Measured:
     """`measure_profile` for models that are built already, through an empty residence."""
     frames = {name: _noise(manifest, name, frame_height_width) for name in skeletons}
     queries: dict[str, QueryProfile] = {}
@@ -141,63 +167,11 @@ def profile_skeletons(
         if len(contentions) < _CONTENDED_QUERIES:
             contentions += _contention(skeleton, frames[name], blobs, residence, repeats, beside_bytes)
         forget(skeleton.weights, residence)
-    loads, first_run_ms = _in_turn(skeletons, frames, blobs, residence, repeats)
+    loads, first_run_ms = load_in_turn(skeletons, frames, blobs, residence, repeats)
     if residence.device.type == "cpu":
         queries = {name: _after_loading(found, first_run_ms[name]) for name, found in queries.items()}
-    fixed_ms, bytes_per_ms = fit_loads(loads)
-    contention = typical(contentions)
-    log.info("profiled %d queries on %s: %.0f bytes a ms loaded", len(queries), residence.device, bytes_per_ms)
-    return DeviceProfile(
-        device=device_name(residence.device),
-        estimated=False,
-        load_fixed_ms=fixed_ms,
-        load_bytes_per_ms=bytes_per_ms,
-        run_slowdown=contention.run_slowdown,
-        load_slowdown=contention.load_slowdown,
-        queries=queries,
-    )
-
-
-def fit_loads(samples: Sequence[Sample]) -> tuple[float, float]:
-    """(fixed ms, bytes per ms) of measured loads (bytes, ms), by least squares; neither is ever negative.
-
-    Where all loads weigh about the same, or the fit would make larger ones cheaper, all time counts by the byte.
-    """
-    count_bytes, took_ms = zip(*samples, strict=True)
-    whole_rate = max(sum(count_bytes), 1) / max(sum(took_ms), 1e-6)
-    if min(count_bytes) == max(count_bytes):
-        return 0.0, whole_rate
-    ms_per_byte, fixed_ms = statistics.linear_regression(count_bytes, took_ms)
-    if fixed_ms < 0 or ms_per_byte <= 0:
-        return 0.0, whole_rate
-    return fixed_ms, 1 / ms_per_byte
-
-
-def _in_turn(
-    skeletons: Mapping[str, Skeleton],
-    frames: Mapping[str, Image],
-    blobs: Mapping[str, BlobFile],
-    residence: Residence,
-    repeats: int,
-) -> tuple[list[Sample], dict[str, float]]:
-    """Medians of each weight's loads, and of one frame's run with weights that have just come.
-
-    One model after the other, round after round, loads in a thread of their own, as while serving: what is loaded or
-    computed with again and again stays in the processor's caches (11 MB, five models in turn: a run of 3.6 ms, 3.1 with
-    one model alone; a load of 8.5 ms, 9.7 by the thread that computes; 2 cores).
-    """
-    load_ms: dict[str, list[float]] = defaultdict(list)
-    run_ms: dict[str, list[float]] = defaultdict(list)
-    with ThreadPoolExecutor(1, "gemel-profile") as copying:
-        for _ in range(repeats):
-            for name, skeleton in skeletons.items():
-                for weight in skeleton.weights:
-                    load = partial(residence.load, weight, blobs[weight], blobs[weight].data_bytes)
-                    load_ms[weight].append(copying.submit(_took_ms, load).result())
-                run_ms[name].append(_took_ms(partial(skeleton.answers, [frames[name]], residence)))
-                forget(skeleton.weights, residence)
-    loads = [(blobs[weight].data_bytes, statistics.median(took)) for weight, took in load_ms.items()]
-    return loads, {name: statistics.median(took) for name, took in run_ms.items()}
+    log.info("profiled %d queries on %s, %d loads", len(queries), residence.device, len(loads))
+    return Measured(device_name(residence.device), queries, tuple(loads), tuple(contentions))
 
 
 def _query_profile(
@@ -221,7 +195,7 @@ def _query_profile(
         workspace_bytes[size] = peak_bytes(work, skeleton.device)
         # What a first pass has to set up, seconds on a busy machine, says nothing about the next sizes.
         begun = begun if run_ms else time.perf_counter()
-        run_ms[size] = statistics.median(_took_ms(work) for _ in range(repeats))
+        run_ms[size] = statistics.median(took_ms(work) for _ in range(repeats))
     first_use = skeleton.first_uses([frame], residence)
     return QueryProfile(run_ms=run_ms, workspace_bytes=workspace_bytes, first_use=first_use, way=skeleton.way)
 
@@ -261,12 +235,6 @@ def _fastest_way(skeleton: Skeleton, frame: Image, residence: Residence, ways: S
         skeleton.answers([frame], residence)
 
     return fastest(compute, ways, repeats) if ways else "plain"
-
-
-def _took_ms(work: Work) -> float:
-    begun = time.perf_counter()
-    work()
-    return (time.perf_counter() - begun) * 1e3
 
 
 def _noise(manifest: Manifest, query: str, height_width: tuple[int, int] | None) -> Image:

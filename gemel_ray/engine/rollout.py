@@ -13,8 +13,6 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
-
 from gemel_ray.engine.measuring import follow
 from gemel_ray.engine.models import Skeleton
 from gemel_ray.engine.run import ReleaseRun
@@ -59,6 +57,8 @@ class Rollout:
             self._go_back(old, old_plan)
             raise
         self.run.settle(self.manifest, self.plan)
+        for gone in old.queries.keys() - self.manifest.queries.keys():
+            self.run.samples.forget(gone)
         self.run.device.keep(self.manifest.release, self.manifest.queries)
         return changed
 
@@ -94,9 +94,9 @@ class Rollout:
             raise RefusedReleaseError(f"release {self.manifest.release}, query {name!r}: {wrong}; the old one stays")
 
     def _answers(self, name: str, samples: Collection[Sample]) -> list[Answer]:
-        """What the new model says of recent frames, or of a grey one where no camera has sent any yet."""
+        """What the new model says of recent frames, or of a grey one where none is kept."""
         trial, until = trial_name(name, self.manifest.release), time.monotonic() + _TRIAL_TIMEOUT_S
-        frames = [sample.image for sample in samples] or [np.full((64, 64, 3), 128, np.uint8)]
+        frames = [sample.image for sample in samples] or [self.run.samples.grey(name)]
         futures = [
             self.run.submit(trial, frame, arrived_ms=self.run.now_ms(), slo_ms=_TRIAL_TIMEOUT_S * 1e3, droppable=False)
             for frame in frames

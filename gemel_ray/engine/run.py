@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import partial
 
 from gemel_ray.edge.loop import run
 from gemel_ray.edge.recent import Recent, RecentTraffic, traffic_of
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.edge.turns import check_plan
 from gemel_ray.engine import pauses
+from gemel_ray.engine.backlog import Backlog, Waiting
 from gemel_ray.engine.device import TorchDevice
-from gemel_ray.engine.frames import check_frame
+from gemel_ray.engine.frames import check_frame, check_proportions
 from gemel_ray.engine.samples import Samples
+from gemel_ray.engine.singly import Unanswered
 from gemel_ray.engine.status import EngineStatus, Tally
 from gemel_ray.spec.actions import Answered, Frame, Verdict
 from gemel_ray.spec.answers import Answer, FrameAnswer
-from gemel_ray.spec.errors import ServingError, nearest
+from gemel_ray.spec.errors import FrameError, ServingError, nearest
 from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.vision.tasks import Image
@@ -79,11 +83,15 @@ class ReleaseRun:
     ) -> Future[FrameAnswer]:
         """See Engine.submit."""
         image = check_frame(image)
+        # A deadline that is no number is never met nor missed, and such a frame would wait for ever.
+        if slo_ms is not None and not 0 < slo_ms < math.inf:
+            raise FrameError(f"slo_ms is {slo_ms}; give a finite number of milliseconds above 0, or none")
         future: Future[FrameAnswer] = Future()
         with self._lock:
             self._check_open(image.nbytes)
             if query not in self._queries:
                 raise ServingError(f"no query {query!r} is served here; {nearest(query, self._queries)}")
+            check_proportions(image, self._queries[query].query.model)
             if slo_ms is None:
                 slo_ms = self._queries[query].query.slo_ms
             frame = Frame(query, next(self._numbers), arrived_ms, arrived_ms + slo_ms, droppable)
@@ -91,7 +99,11 @@ class ReleaseRun:
             self._pending_bytes += image.nbytes
             self._device.frames[frame.frame] = image
             self._tallies[query].arrived += 1
+            if not droppable:
+                self._tallies[query].backlog.come(self.now_ms())
             self._device.arrive(frame)
+        # Where whoever asked gives up, the frame is not computed for nobody.
+        future.add_done_callback(partial(self._given_up, frame))
         return future
 
     def replan(self, plan: EdgePlan, queries: Mapping[str, ReleasedQuery]) -> None:
@@ -116,6 +128,8 @@ class ReleaseRun:
     def settle(self, manifest: Manifest, plan: EdgePlan) -> None:
         """Take note that a release is being served now, in which a plan followed before has ended."""
         with self._lock:
+            for name in reclassified(self.manifest, manifest):
+                self._tallies[name].forget_answer_of_another(manifest.release)
             self.manifest, self.plan = manifest, plan
             self._recent = Recent()
             self._shared = shared_blobs(manifest)
@@ -161,6 +175,17 @@ class ReleaseRun:
             "shared_bytes": sum(size for weight, size in weigh.items() if weight in self._shared),
         }
 
+    def waiting(self, query: str) -> Waiting:
+        """See Engine.waiting."""
+        with self._lock:
+            backlog = self._tallies[query].backlog if query in self._tallies else Backlog()
+            return Waiting(self._pending_bytes, backlog.frames, backlog.frame_ms)
+
+    def _given_up(self, frame: Frame, done: Future[FrameAnswer]) -> None:
+        """Called on the thread of whoever cancels, or on the loop's."""
+        if done.cancelled():
+            self._device.withdraw(frame)
+
     def _check_open(self, more_bytes: int) -> None:
         if self._closed is not None:
             raise ServingError(self._closed)
@@ -186,7 +211,9 @@ class ReleaseRun:
             self._recent.take(verdict)
         frame = verdict.frame
         answer = self._device.answers.pop(frame.frame, None)
-        if isinstance(verdict, Answered):
+        if isinstance(answer, Unanswered):
+            self._resolve(frame, None, f"failed: {answer.reason}", verdict.now_ms)
+        elif isinstance(verdict, Answered):
             image = self._device.frames[frame.frame]
             self._resolve(frame, answer, None, verdict.now_ms, verdict.release)
             if answer is not None and frame.query in self.manifest.queries:
@@ -204,6 +231,8 @@ class ReleaseRun:
             del self._device.frames[frame.frame]
             tally = self._tallies[frame.query]
             tally.count(answer, reason, latency_ms, release)
+            if not frame.droppable:
+                tally.backlog.go(now_ms, is_answered=reason is None)
             given = FrameAnswer(
                 frame.query,
                 frame.frame,
@@ -224,6 +253,16 @@ class ReleaseRun:
         for pending in left:
             self._resolve(pending.frame, None, f"not processed: {ended}", self._device.now_ms())
         self._device.close()
+
+
+def reclassified(old: Manifest, new: Manifest) -> list[str]:
+    """Queries of both releases whose model has other classes in the new one."""
+    models = {name: found.query.model for name, found in old.queries.items()}
+    return [
+        name
+        for name, found in new.queries.items()
+        if name in models and found.query.model.classes != models[name].classes
+    ]
 
 
 def shared_blobs(manifest: Manifest) -> frozenset[str]:

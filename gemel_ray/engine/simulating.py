@@ -26,7 +26,7 @@ from gemel_ray.spec.units import parse_bytes
 from gemel_ray.spec.workload import Workload
 from gemel_ray.vision.costs import model_cost
 from gemel_ray.vision.recording import Recording, accuracies, read_recording, record_answers, write_recording
-from gemel_ray.weights.outputs import write_output
+from gemel_ray.weights.outputs import check_output, write_output
 from gemel_ray.weights.store import Store, open_store
 
 # Memory levels between the largest model alone and all of them (GEMEL's evaluation: 0, 50 % and 75 % of the way).
@@ -72,9 +72,14 @@ def simulate_store(
     without that release.
     """
     _check(options, workload)
+    check_output(options.trace)
+    if options.answers is not None and not options.answers.exists():
+        check_output(options.answers)
     store = open_store(uri)
     manifest = store.manifest(options.release)
-    profile = read_profile(manifest, options.profile, options.rates)
+    profile = read_profile(
+        manifest, options.profile, options.rates, allow_factories=options.allow_factories
+    )  # fmt: skip
     policies = [name.strip() for name in options.policy.split(",")] if options.policy is not None else list(POLICIES)
     for policy in policies:
         find_policy(policy)
@@ -157,17 +162,23 @@ def _row(profile: DeviceProfile, asked: Asked, played: Played, recording: Record
     }
 
 
-def read_profile(manifest: Manifest, profile: Path | None, rates: str | None) -> DeviceProfile:
+def read_profile(
+    manifest: Manifest, profile: Path | None, rates: str | None, *, allow_factories: bool = False
+) -> DeviceProfile:
     """A profile that was measured, from its file, or one that is estimated for a device of known rates.
 
     Raises InputError unless exactly one of them is given, for a file that is no profile or lacks a query of the
-    release, and for unknown rates.
+    release, for unknown rates, and for models whose costs cannot be estimated.
     """
     if (profile is None) == (rates is None):
         raise InputError("give either --profile (from `gemel profile STORE --out FILE`) or --rates (a device's name)")
     if rates is not None:
-        costs = {name: model_cost(released.query.model) for name, released in manifest.queries.items()}
-        return estimate_profile(find_rates(rates), costs)
+        found_rates = find_rates(rates)
+        costs = {
+            name: model_cost(released.query.model, allow_factories=allow_factories)
+            for name, released in manifest.queries.items()
+        }
+        return estimate_profile(found_rates, costs)
     assert profile is not None, "checked above"
     try:
         found = DeviceProfile.model_validate_json(profile.read_bytes())

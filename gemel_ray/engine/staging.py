@@ -30,7 +30,8 @@ class Stages:
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
-        """Learn from the forward pass in this block; gives the fraction of its time after which each is needed."""
+        """Learn from the forward pass in this block; gives the fraction of its time after which each module that
+        holds weights first needs them, by its path."""
         called: dict[str, float] = {}
         hooks = [
             module.register_forward_pre_hook(partial(_note, called, path))
@@ -47,7 +48,8 @@ class Stages:
         if "" in called and span > 0:
             at = {weight: min((_nearest(path, called) for path in self._places[weight]), key=called.__getitem__)
                   for weight in self._places}  # fmt: skip
-            fractions |= {weight: (called[path] - begun) / span for weight, path in at.items()}
+            holding = {path for paths in self._places.values() for path in paths}
+            fractions |= {path: (called[_nearest(path, called)] - begun) / span for path in holding}
             self._ask(at)
 
     def _ask(self, at: Mapping[str, str]) -> None:

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from gemel_ray.edge.verdicts import WITHDRAWN
+from gemel_ray.engine.backlog import Backlog
 from gemel_ray.spec.answers import Answer
 
 # Latencies are told over so many of a query's last answered frames, so that memory stays flat.
@@ -31,6 +33,8 @@ class QueryStatus:
     shared_bytes: int
     # Of the stale ones, those whose inference or weights failed.
     failed: int = 0
+    # Frames whose callers gave up before their turn; nobody got an answer for them.
+    withdrawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +76,12 @@ class Tally:
     answered: int = 0
     stale: int = 0
     failed: int = 0
+    withdrawn: int = 0
     last_answer: Answer | None = None
     # 0 where only one was ever served.
     last_release: int = 0
     last_reason: str | None = None
+    backlog: Backlog = field(default_factory=Backlog)
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCY_WINDOW))
 
     def count(self, answer: Answer | None, reason: str | None, latency_ms: float, release: int = 0) -> None:
@@ -84,10 +90,17 @@ class Tally:
             self.answered += 1
             self.last_answer, self.last_release = answer, release
             self.latencies_ms.append(latency_ms)
+        elif reason == WITHDRAWN:
+            self.withdrawn += 1
         else:
             self.stale += 1
             self.failed += reason.startswith("failed")
             self.last_reason = reason
+
+    def forget_answer_of_another(self, release: int) -> None:
+        """Repeat no answer any more of another release's model, which had other classes."""
+        if self.last_release != release:
+            self.last_answer, self.last_release = None, 0
 
     def status(self, *, weights_bytes: int, shared_bytes: int) -> QueryStatus:
         """The counts as a value."""
@@ -103,6 +116,7 @@ class Tally:
             weights_bytes=weights_bytes,
             shared_bytes=shared_bytes,
             failed=self.failed,
+            withdrawn=self.withdrawn,
         )
 
 

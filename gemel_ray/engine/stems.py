@@ -18,14 +18,16 @@ from torch import nn
 from gemel_ray.engine.blobs import BlobFile, read_tensor
 from gemel_ray.engine.models import Skeleton, Source, kind_of
 from gemel_ray.engine.tracing import Tokens, TracedForm, trace
+from gemel_ray.policy.baselines import fits_whole
 from gemel_ray.policy.stems import Chain, choose_stems, frames_kept
+from gemel_ray.spec.plan import EdgePlan
 from gemel_ray.spec.release import Manifest
 from gemel_ray.vision.models import task_of
 
 log = logging.getLogger(__name__)
 
 # Of the budget, at most, for what is kept of all stems. A release that comes later is planned in what is left.
-MOST_FRACTION = 0.05
+_MOST_FRACTION = 0.05
 # Private tensors up to this size are compared by content; larger ones that are alike were merged.
 _MOST_COMPARED_BYTES = 4 << 20
 
@@ -106,6 +108,15 @@ class StemSharing:
         for name, skeleton in skeletons.items():
             skeleton.stemmed = stemmed.get(name)
         return most_frames * sum(stem.frame_bytes for stem in stems)
+
+
+def most_kept_bytes(plan: EdgePlan) -> int:
+    """What may be set aside for stems: a small part of the budget, and nothing that any weights need."""
+    if not fits_whole(plan):
+        return 0
+    workspace_bytes = max(max(query.workspace_bytes.values()) for query in plan.queries)
+    free_bytes = plan.budget_bytes - sum(plan.weight_bytes.values()) - workspace_bytes
+    return min(int(plan.budget_bytes * _MOST_FRACTION), free_bytes)
 
 
 def _together(manifest: Manifest) -> list[str]:

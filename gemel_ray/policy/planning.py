@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gemel_ray.policy.batching import Demand, choose_batch_sizes, expect
@@ -13,6 +13,7 @@ from gemel_ray.spec.errors import OverBudgetError, ServingError, nearest
 from gemel_ray.spec.plan import Contention, EdgePlan, PlannedQuery
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.weight_sets import first_layer
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +80,35 @@ def plan_queries(
 def in_order_of_use(plan: EdgePlan, manifest: Manifest, profile: DeviceProfile) -> EdgePlan:
     """The same plan, each query's weights in the order in which a run needs them, and after which part of it.
 
-    What the profile says nothing about counts as needed from the start.
+    What the profile says nothing about counts as needed from the start. The profile may be that of another release.
     """
     return replace(plan, queries=tuple(_in_order_of_use(query, manifest, profile) for query in plan.queries))
 
 
 def _in_order_of_use(query: PlannedQuery, manifest: Manifest, profile: DeviceProfile) -> PlannedQuery:
-    first_use = profile.queries[query.name].first_use
+    keys, first_use = manifest.queries[query.name].weights, profile.queries[query.name].first_use
+    first_needed = {**_first_needed(keys, first_use), **first_use}
     at: dict[str, float] = {}
-    for path, weight in manifest.queries[query.name].weights.items():
-        at[weight] = min(first_use.get(path, 0.0), at.get(weight, 1.0))
+    for key, weight in keys.items():
+        at[weight] = min(first_needed.get(key, 0.0), at.get(weight, 1.0))
     return replace(query, weights=tuple(sorted(query.weights, key=at.__getitem__)), needed_after=at)
+
+
+def _first_needed(keys: Collection[str], first_use: Mapping[str, float]) -> dict[str, float]:
+    """By key, when a weight set's first layer is needed, which is mostly that of its layers that is needed first."""
+    key_of = {first_layer(key): key for key in keys}
+    found: dict[str, float] = {}
+    for path, at in first_use.items():
+        if (key := _holder(path, key_of)) is not None:
+            found[key] = min(at, found.get(key, 1.0))
+    return found
+
+
+def _holder(path: str, key_of: Mapping[str, str]) -> str | None:
+    """The key of the weight set that a module belongs to, as far as keys tell: else it counts as the remainder's."""
+    while path and path not in key_of:
+        path = path.rpartition(".")[0]
+    return key_of.get(path)
 
 
 def _profile_of(name: str, profile: DeviceProfile) -> QueryProfile:

@@ -25,8 +25,8 @@ class NodeReport:
     former: int | None = None
     # Releases that failed a check here, and why.
     refused: Mapping[int, str] = field(default_factory=dict)
-    # Of the last change: seconds since it ended, frames that failed since, bytes that came from the store, how long
-    # it took.
+    # Of the last change: seconds since it ended, frames that failed since (of queries that failed less before: see
+    # canary.py), bytes that came from the store, how long it took.
     settled_s: float = 0.0
     failed_frames: int = 0
     fetched_bytes: int = 0

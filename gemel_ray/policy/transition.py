@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
-from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.release import Manifest, ReleasedQuery
 
 _LONG_MS = 2_000.0
 
@@ -63,26 +63,36 @@ def _turns(
 
 
 def changed_queries(old: Manifest, new: Manifest) -> tuple[str, ...]:
-    """Queries of `new` whose model or weights are not those of `old`, in the order of `new`."""
+    """Queries of `new` whose model, weights or threshold are not those of `old`, in the order of `new`."""
     return tuple(name for name, found in new.queries.items() if not _is_same(old, new, name))
 
 
 def _is_same(old: Manifest, new: Manifest, name: str) -> bool:
     if name not in old.queries:
         return False
-    one, other = old.queries[name], new.queries[name]
-    return one.weights == other.weights and one.query.model == other.query.model
+    return _answering(old.queries[name]) == _answering(new.queries[name])
+
+
+def _answering(found: ReleasedQuery) -> tuple[object, ...]:
+    """All that decides what a query answers to a frame: a model is built with it, once."""
+    return found.weights, found.slices, found.query.model, found.query.score_threshold
 
 
 def compared_queries(old: Manifest, new: Manifest) -> frozenset[str]:
     """Queries whose new answers are held against their old ones: where a release moves on.
 
-    Who goes back does so because the old answers are not to be trusted, so they are no measure then.
+    Who goes back does so because the old answers are not to be trusted, so they are no measure then; nor are those of
+    another threshold, which are meant to be other ones.
     """
     if new.release < old.release:
         return frozenset()
     reverted = {name.strip() for name in str(new.provenance.trial.get("reverted") or "").split(",")}
-    return frozenset(old.queries.keys() & new.queries.keys() - reverted)
+    both = old.queries.keys() & new.queries.keys() - reverted
+    return frozenset(name for name in both if _threshold(old, name) == _threshold(new, name))
+
+
+def _threshold(release: Manifest, name: str) -> float:
+    return release.queries[name].query.score_threshold
 
 
 def restricted(manifest: Manifest, names: Collection[str]) -> Manifest:

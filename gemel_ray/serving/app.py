@@ -15,6 +15,7 @@ from gemel_ray.serving.drift import DriftReplica
 from gemel_ray.serving.engine_deployment import EngineReplica
 from gemel_ray.serving.ingress_deployment import CONTROLLER, DRIFT, engine_name, ingress_builder
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
+from gemel_ray.serving.releases import with_release
 
 # Requests wait in the engine, where a newer frame can take an older one's place, not in front of it.
 _ONGOING_REQUESTS = 256
@@ -27,6 +28,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def application(options: ServeOptions) -> Application:
     """The application for checked options; the store's path must be absolute."""
+    options = with_release(options)
     engines = [_engine(options, node) for node in options.nodes]
     if options.has_controller:
         engines.append(_helper(CONTROLLER, ControllerReplica, options))

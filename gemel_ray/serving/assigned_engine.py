@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from gemel_ray.engine.devices import device_name
 from gemel_ray.engine.engine import Engine
+from gemel_ray.policy.backoff import wait_s
+from gemel_ray.policy.canary import FrameCounts, failed_more
 from gemel_ray.policy.rollout import NodeReport
 from gemel_ray.policy.transition import restricted
 from gemel_ray.serving.backend import ElsewhereError, MeasuringError
@@ -30,16 +31,22 @@ from gemel_ray.weights.store import open_store
 
 log = logging.getLogger(__name__)
 
-# What failed a check is tried again after this time: the store may have been mended.
+# What failed a check is tried again after this time: the store may have been mended. A release whose frames failed is
+# tried again after so long too, but later each time, since cameras pay for it.
 _RETRY_S = 60.0
+_MOST_RETRY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
     reason: str
     at_s: float
-    # Whoever assigns says that it must not come back; else the engine itself found something wrong.
-    is_final: bool
+    holds_s: float = _RETRY_S
+    # How often it was refused by whoever assigns, in a row.
+    times: int = 0
+
+
+_NONE = FrameCounts()
 
 
 class AssignedEngine:
@@ -63,7 +70,9 @@ class AssignedEngine:
         self._refused: dict[int, _Refusal] = {}
         self._report = NodeReport(engine.budget_bytes)
         self._changed_s = now_s()
-        self._failed_before = 0
+        # Each query's frames up to the last change, and those under the release before.
+        self._until_change: dict[str, FrameCounts] = {}
+        self._under_former: dict[str, FrameCounts] = {}
         self._thread: threading.Thread | None = None
 
     def boot(self, release: int | None = None, *, with_all: bool, resume: bool) -> None:
@@ -88,7 +97,7 @@ class AssignedEngine:
         """Once on this device: a restart must not take the seconds that it takes."""
         costs, files = self._engine.costs, Files.at(self._folder)
         try:
-            costs.recall((files.read(self._costs) or b"").decode(), device_name(self._engine.device))
+            costs.recall((files.read(self._costs) or b"").decode(), self._engine.device_name)
         except (ValueError, KeyError, TypeError, StoreError) as error:
             log.info("no costs are known from before: %s", error)
         if costs.unknown(whole):
@@ -107,24 +116,31 @@ class AssignedEngine:
 
     def assign(self, release: int, queries: Sequence[str], refuse: str | None = None) -> None:
         """Serve these queries of a release, soon; at once when it does so already. `refuse` says why the release served
-        now must not come back. A change under way is not interrupted: ask again when the report says it has ended."""
+        now must not come back for a while. A change under way is not interrupted: ask again when the report says it has
+        ended."""
         with self._lock:
             asked = (release, tuple(sorted(queries)))
             if refuse is not None and self._report.release is not None:
-                self._refused[self._report.release] = _Refusal(refuse, self._now_s(), is_final=True)
+                self._refuse(self._report.release, refuse)
             if asked != (self._report.release, self._report.queries):
                 self._begin(f"changing to release {release}", release, partial(self._take, *asked))
+
+    def _refuse(self, release: int, reason: str) -> None:
+        former = self._refused.get(release)
+        times = 1 if former is None else former.times + 1
+        holds_s = wait_s(times - 1, every_s=_RETRY_S, most_s=_MOST_RETRY_S, chance=0.5)
+        self._refused[release] = _Refusal(reason, self._now_s(), holds_s, times)
 
     def report(self) -> NodeReport:
         """How it stands. ServingError when the engine has failed, so that whoever watches it starts another."""
         with self._lock:
-            failed = self._failed_frames() - self._failed_before
+            since = {name: found.since(self._until_change.get(name, _NONE)) for name, found in self._counts().items()}
             return replace(
                 self._report,
                 busy=self._busy,
                 refused={number: found.reason for number, found in self._refused.items() if self._holds(found)},
                 settled_s=self._now_s() - self._changed_s,
-                failed_frames=failed,
+                failed_frames=failed_more(since, self._under_former),
             )
 
     def describe(self) -> Description | None:
@@ -181,7 +197,8 @@ class AssignedEngine:
             log.warning("release %d is not served: %s", release, error, exc_info=not known)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
             with self._lock:
-                self._refused[release] = _Refusal(reason, self._now_s(), is_final=False)
+                times = self._refused[release].times if release in self._refused else 0
+                self._refused[release] = _Refusal(reason, self._now_s(), times=times)
         finally:
             with self._lock:
                 self._busy = None
@@ -197,19 +214,19 @@ class AssignedEngine:
         if not queries:
             self._idle()
         elif former is None:
-            self._engine.start(mine, self.fetch, self._engine.costs.profile(mine))
+            self._engine.start(mine, self.fetch)
         else:
             self._engine.roll(mine, self.fetch)
         self._settle(mine, whole, came, begun_s)
-        self._cache.save_manifest(mine)
+        # Queries of other nodes may come here while the store is away.
+        self._cache.settle(mine, also=(whole,))
 
     def _resumed(self, last: Manifest, whole: Manifest) -> bool:
         """Whether what was assigned last is served again."""
         begun_s = self._now_s()
         try:
             if last.queries:
-                self._engine.measure(last, self.fetch)
-                self._engine.start(last, self.fetch, self._engine.costs.profile(last))
+                self._engine.start(last, self.fetch)
         except GemelError as error:
             log.warning("what was assigned last cannot be served: %s", error)
             return False
@@ -224,8 +241,8 @@ class AssignedEngine:
         with self._lock:
             self._serving, self._whole = (mine, whole) if mine.queries else (None, None)
             self._changed_s = self._now_s()
-            self._failed_before = self._failed_frames()
             former = self._report.release
+            self._count_anew(is_other_release=former != mine.release)
             self._report = replace(
                 self._report,
                 release=mine.release,
@@ -237,13 +254,22 @@ class AssignedEngine:
 
     # what is known
 
-    def _failed_frames(self) -> int:
+    def _count_anew(self, *, is_other_release: bool) -> None:
+        counts = self._counts()
+        if is_other_release:
+            self._under_former = {
+                name: found.since(self._until_change.get(name, _NONE)) for name, found in counts.items()
+            }
+        self._until_change = counts
+
+    def _counts(self) -> dict[str, FrameCounts]:
         if self._serving is None:
-            return 0
-        return sum(query.failed for query in self._engine.status().queries.values())
+            return {}
+        queries = self._engine.status().queries
+        return {name: FrameCounts(found.arrived, found.failed) for name, found in queries.items()}
 
     def _holds(self, refusal: _Refusal) -> bool:
-        return refusal.is_final or self._now_s() - refusal.at_s < _RETRY_S
+        return self._now_s() - refusal.at_s < refusal.holds_s
 
     def _last_assignment(self) -> Manifest | None:
         try:

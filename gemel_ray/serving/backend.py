@@ -37,7 +37,8 @@ class Limits:
     # Of one frame, and of all pictures of one request together.
     max_pixels: int = MOST_PIXELS
     max_frames: int = 64
-    # The time an inference that is not to be dropped may take, and the time after which an engine counts as lost.
+    # The time an inference that is not to be dropped may take, that after which an engine counts as lost, and that in
+    # which a request's body must have arrived.
     request_timeout_s: float = 10.0
     # Requests with frames that may be under way at once, and streams of results that may be open.
     max_in_flight: int = 128

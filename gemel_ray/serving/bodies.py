@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from email.message import Message
 
 from fastapi import HTTPException, Request
 
+from gemel_ray.serving.backend import Limits
 from gemel_ray.spec.errors import FrameError
 
 # RFC 2046 allows no longer boundary.
 _LONGEST_BOUNDARY = 70
 
 
-async def read_body(request: Request, max_bytes: int) -> bytearray:
-    """A request's body, refused with 413 as soon as it is seen to be too long."""
+async def read_body(request: Request, limits: Limits) -> bytearray:
+    """A request's body, refused with 413 as soon as it is seen to be too long, and with 408 where it does not arrive in
+    time: a camera that was cut off in the middle must not keep its place from others for ever."""
     _refuse_compressed(request)
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_long(f"{declared} bytes", max_bytes)
+    if declared.isdigit() and int(declared) > limits.max_body_bytes:
+        raise _too_long(f"{declared} bytes", limits.max_body_bytes)
     body = bytearray()
+    try:
+        async with asyncio.timeout(limits.request_timeout_s):
+            await _read_into(body, request, limits.max_body_bytes)
+    except TimeoutError as error:
+        raise _too_slow(len(body), declared, limits.request_timeout_s) from error
+    return body
+
+
+async def _read_into(body: bytearray, request: Request, max_bytes: int) -> None:
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise _too_long("longer", max_bytes)
-    return body
 
 
 def _refuse_compressed(request: Request) -> None:
@@ -36,6 +47,17 @@ def _refuse_compressed(request: Request) -> None:
 def _too_long(found: str, max_bytes: int) -> HTTPException:
     return HTTPException(
         413, f"the body is {found}; at most {max_bytes} bytes are accepted, send smaller or fewer frames"
+    )
+
+
+def _too_slow(arrived_bytes: int, declared: str, timeout_s: float) -> HTTPException:
+    whole = f"{arrived_bytes} of {declared} bytes" if declared.isdigit() else f"{arrived_bytes} bytes, and no end,"
+    return HTTPException(
+        408,
+        f"{whole} arrived within {timeout_s:g} s; send it faster, or smaller or fewer frames, or raise "
+        "'request_timeout_s'",
+        # What may still come of this body is no request.
+        headers={"Connection": "close"},
     )
 
 

@@ -15,7 +15,7 @@ from gemel_ray.serving.description import QueryCard
 from gemel_ray.serving.events import ServiceEvent
 from gemel_ray.serving.pictures import decode, decode_all
 from gemel_ray.serving.protocol import card_of
-from gemel_ray.serving.replies import FrameReply, FramesReply, frame_reply
+from gemel_ray.serving.replies import FrameReply, FramesReply, fits, frame_reply
 from gemel_ray.serving.results import Results, events
 from gemel_ray.serving.status import ServiceStatus
 from gemel_ray.serving.thumbnails import Thumbnails
@@ -94,7 +94,7 @@ class Cameras:
         kind = media_type(request)
         if kind.get_content_maintype() == "multipart":
             boundary = boundary_of(kind)
-            body = await read_body(request, self._limits.max_body_bytes)
+            body = await read_body(request, self._limits)
             return await self._several(card, body, boundary, slo_ms)
         if kind.get_content_maintype() != "image" and kind.get_content_type() != "application/octet-stream":
             raise HTTPException(
@@ -102,20 +102,20 @@ class Cameras:
                 f"Content-Type is {kind['Content-Type']!r}; send image/jpeg, image/png or application/octet-stream, or "
                 "several pictures as multipart/mixed or multipart/form-data",
             )
-        return await self._one(card, await read_body(request, self._limits.max_body_bytes), slo_ms)
+        return await self._one(card, await read_body(request, self._limits), slo_ms)
 
     async def _one(self, card: QueryCard, body: bytearray, slo_ms: float | None) -> FrameReply:
         # Decoding takes milliseconds, and lets go of the interpreter meanwhile.
         image = await asyncio.to_thread(decode, body, max_pixels=self._limits.max_pixels)
         (found,) = await self._backend.infer(card.name, [image], slo_ms=slo_ms, droppable=True)
-        return frame_reply(_answered(found), card)
+        return frame_reply(_answered(found, card), card)
 
     async def _several(self, card: QueryCard, body: bytearray, boundary: bytes, slo_ms: float | None) -> FramesReply:
         pictures = parts_of(body, boundary, max_parts=self._limits.max_frames)
         images = await asyncio.to_thread(decode_all, pictures, max_pixels=self._limits.max_pixels)
         # Droppable frames of one query would replace each other.
         found = await self._backend.infer(card.name, images, slo_ms=slo_ms, droppable=False)
-        frames = tuple(frame_reply(_answered(answer), card) for answer in found)
+        frames = tuple(frame_reply(_answered(answer, card), card) for answer in found)
         return FramesReply(query=card.name, release=found[0].release, frames=frames)
 
     async def results(self, query: str) -> StreamingResponse:
@@ -132,8 +132,9 @@ class Cameras:
         )
 
 
-def _answered(found: FrameAnswer) -> FrameAnswer:
-    if found.answer is None:
-        reason = f"query {found.query!r} has no answer yet: {found.reason}; send the next frame, or raise slo_ms"
+def _answered(found: FrameAnswer, card: QueryCard) -> FrameAnswer:
+    if found.answer is None or not fits(found.answer, card):
+        why = found.reason or "a release with other classes takes over at the moment"
+        reason = f"query {found.query!r} has no answer yet: {why}; send the next frame, or raise slo_ms"
         raise HTTPException(503, reason, headers=RETRY_AFTER)
     return found

@@ -7,6 +7,7 @@ something is changed.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from gemel_ray.spec.errors import InputError, MissingReleaseError, ServingError, StoreError
 
 log = logging.getLogger(__name__)
+
+# Releases that a box made for itself alone are numbered from here on, where no store ever comes.
+OWN_RELEASES = 1_000_000_000
 
 
 class ConflictError(ServingError):
@@ -25,7 +29,7 @@ class UnchangeableError(ServingError):
 
 
 class Wish(BaseModel):
-    """One thing to change. `query` is for reverts, None for all; `release` for pins, None for the one served."""
+    """One thing to change. `query` is for reverts, None for all; `release` for pins, None for the one served now."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,11 +55,12 @@ class StoreChanges:
         self._uri = store
         self._follows = follows
 
-    def do(self, wish: Wish) -> ChangeReply:
-        """Change the store. ConflictError and UnchangeableError leave it as it was."""
+    def do(self, wish: Wish, served: Collection[int] = ()) -> ChangeReply:
+        """Change the store; `served` are the releases that the service serves now. ConflictError and UnchangeableError
+        leave it as it was."""
         self._check()
         try:
-            return self._done(wish)
+            return self._done(wish, served)
         except (InputError, MissingReleaseError) as error:
             raise ConflictError(str(error)) from error
         except StoreError as error:
@@ -74,13 +79,13 @@ class StoreChanges:
                 "--release (in a Serve file: 'watch: true')"
             )
 
-    def _done(self, wish: Wish) -> ChangeReply:
+    def _done(self, wish: Wish, served: Collection[int]) -> ChangeReply:
         from gemel_ray.weights.maintenance import pin, revert_queries, unpin
         from gemel_ray.weights.store import open_store
 
         store = open_store(self._uri)
         if wish.kind == "pin":
-            release = pin(store, wish.release).release
+            release = pin(store, _to_pin(wish.release, served)).release
             return ChangeReply(release=release, pinned=release, told=f"release {release} is pinned")
         if wish.kind == "unpin":
             release = unpin(store).release
@@ -89,6 +94,20 @@ class StoreChanges:
         release = revert_queries(store, names).release
         what = "every query runs" if wish.query is None else f"{wish.query} runs"
         return ChangeReply(release=release, pinned=None, told=f"{what} its original again in release {release}")
+
+
+def _to_pin(asked: int | None, served: Collection[int]) -> int:
+    """The release asked for, or else the one that is served. ConflictError where there is no such one in the store."""
+    releases = sorted(set(served)) if asked is None else [asked]
+    if len(releases) != 1:
+        told = f"releases {releases} are served" if releases else "nothing is served yet"
+        raise ConflictError(f"nothing was pinned: {told}; say which one is to stay, as in POST /v1/pin?release=3")
+    if releases[0] > OWN_RELEASES:
+        raise ConflictError(
+            f"nothing was pinned: release {releases[0]} is this box's own, in which it reverted a query by itself; pin "
+            "a release of the store by its number, as in POST /v1/pin?release=3"
+        )
+    return releases[0]
 
 
 async def change_nothing(wish: Wish) -> ChangeReply:

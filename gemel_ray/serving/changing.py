@@ -44,7 +44,7 @@ class Changing:
         return await self._backend.change(Wish(kind="revert"))
 
     async def pin(self, release: ReleaseNumber = None) -> ChangeReply:
-        """Let a release stay, whatever is published; the one that is to be served now unless a number is given."""
+        """Let a release stay, whatever is published; the one that is served now unless a number is given."""
         return await self._backend.change(Wish(kind="pin", release=release))
 
     async def unpin(self) -> ChangeReply:

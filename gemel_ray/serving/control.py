@@ -112,6 +112,11 @@ class Control:
         )
 
     @property
+    def served(self) -> frozenset[int]:
+        """The releases that nodes serve now; of more than one while another is being rolled out."""
+        return frozenset(found.release for found in present(self._nodes).values() if found.release and found.queries)
+
+    @property
     def events(self) -> EventLog:
         """What it has seen and done."""
         return self._events

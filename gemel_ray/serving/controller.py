@@ -90,7 +90,7 @@ class ControllerReplica:
 
     async def change(self, wish: Wish) -> ChangeReply:
         """For the ingress: what an admin asks for. Raises what StoreChanges.do raises."""
-        done = await asyncio.to_thread(self._changes.do, wish)
+        done = await asyncio.to_thread(self._changes.do, wish, self._control.served)
         self._control.events.add("release", f"an admin's wish: {done.told}")
         return done
 

@@ -51,3 +51,9 @@ class Description(BaseModel):
         """What to tell a caller who asked for a query that is not served."""
         # The release may have it: a box, or a fleet, need not serve all.
         return f"no query {query!r} is served here, of release {self.release}; {nearest(query, self.queries)}"
+
+
+def reclassified(old: Description | None, new: Description | None) -> list[str]:
+    """Queries that have other classes now than before."""
+    before, now = (found.queries if found else {} for found in (old, new))
+    return [name for name in before.keys() & now.keys() if before[name].classes != now[name].classes]

@@ -17,7 +17,7 @@ from gemel_ray.engine.engine import check_fits
 from gemel_ray.engine.sampling import SampledFrame
 from gemel_ray.policy.transition import restricted
 from gemel_ray.serving.drift_reports import DriftReport
-from gemel_ray.serving.drift_service import DriftService
+from gemel_ray.serving.drift_service import DriftService, check_serving
 from gemel_ray.serving.handles import call
 from gemel_ray.serving.ingress_deployment import engine_name
 from gemel_ray.serving.options import ServeOptions
@@ -68,7 +68,7 @@ class GatheredSamples:
 
 
 class DriftReplica:
-    """Serve makes one of these, and a new one when its process dies; what it knew of agreement starts afresh then."""
+    """Serve makes one of these, and a new one when its process dies; what was known of agreement is on disk."""
 
     async def __init__(self, options: dict[str, Any]) -> None:  # type: ignore[misc] # Serve awaits it
         """`options` is a dumped ServeOptions with 'drift'. Raises WorkloadError for its workload file."""
@@ -139,13 +139,16 @@ class DriftReplica:
             return []
         return [card.release or told.release for card in told.queries.values()] if told else []
 
-    def _revert(self, query: str) -> tuple[int, str]:
+    def _revert(self, query: str, release: int) -> tuple[int | None, str]:
         """See drift_response.Revert; on the monitor's thread."""
         serving = self._serving
         assert serving is not None, "a query of it has drifted"
+        check_serving(serving, release)
         planned = restricted(reverted(serving, self._follower.originals(serving), [query]), [query])
         check_fits(planned, max(node.memory for node in self._options.nodes))
         if not self._options.watch:
             raise InputError("the service stays with its release; deploy it with 'watch: true'")
-        self._follower.revert(serving, query)
-        return self._follower.store.manifest().release, "published; the controller rolls it out"
+        number = self._follower.revert(serving, query)
+        if number is None:
+            return None, "nothing was published: the store's HEAD has other weights of it by now, and is rolled out"
+        return number, "published; the controller rolls it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -22,22 +23,34 @@ class DriftReply(BaseModel):
     evidence_fraction: float
 
 
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """A query that has drifted and is served all the same, by this release."""
+
+    query: str
+    reply: DriftReply
+    release: int
+    # A name for its weights, whichever releases have them.
+    model: str
+
+
 class DriftEvent(BaseModel):
-    """A query has drifted."""
+    """A query has drifted. One for each release that serves the weights that did."""
 
     model_config = ConfigDict(frozen=True)
 
     # UTC, ISO 8601.
     at: str
     query: str
-    # The release whose model drifted.
+    # The release whose model drifted, and a name for its weights; none in events of versions that gave no such name.
     release: int
+    model: str = ""
     agreement: float | None
     floor: float
     samples: int
-    # The release in which the query runs its original again; None where it could not be reverted.
+    # The release in which the query runs its original again; None as long as it could not be reverted.
     reverted_in: int | None = None
-    # How it was reverted, or why it was not.
+    # How it was reverted, or why it was not when that was last tried.
     outcome: str = ""
     # The store's release that a re-merge goes on from.
     from_release: int | None = None

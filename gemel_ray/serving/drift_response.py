@@ -6,7 +6,7 @@ import json
 import logging
 import shlex
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +14,7 @@ from typing import Protocol
 import yaml
 
 from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
-from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
+from gemel_ray.serving.drift_reports import Drift, DriftEvent
 from gemel_ray.spec.errors import GemelError, StoreError
 from gemel_ray.spec.feeds import FeedSpec
 from gemel_ray.spec.workload import Workload
@@ -26,8 +26,9 @@ log = logging.getLogger(__name__)
 _EVENTS = "drift-events.json"
 _MOST_EVENTS = 100
 
-# Makes a query run its original: the release it does so in, and how that was done.
-Revert = Callable[[str], tuple[int, str]]
+# Makes a query of the release that is served run its original: the release it does so in, None where another one is to
+# be served that has other weights of it already, and how that was done.
+Revert = Callable[[str, int], tuple[int | None, str]]
 
 
 class Submit(Protocol):
@@ -39,7 +40,7 @@ class Submit(Protocol):
 
 
 class DriftResponse:
-    """Called by the monitor. Events are kept in a file, so that a restart forgets none."""
+    """Called on the monitor's thread. Events are kept in a file, so that a restart forgets none."""
 
     def __init__(
         self,
@@ -69,37 +70,74 @@ class DriftResponse:
         """The newest, oldest first."""
         return self._events
 
-    def __call__(self, query: str, reply: DriftReply, release: int, from_release: int | None = None) -> None:
-        """Revert, and tell what was done; never raises for what can be told instead. A re-merge goes on from
-        `from_release`, which is that of the store where `release` is this box's own."""
-        event = DriftEvent(
-            at=datetime.now(UTC).isoformat(timespec="seconds"), query=query, release=release,
-            agreement=reply.agreement, floor=reply.floor, samples=reply.samples, from_release=from_release,
-        )  # fmt: skip
-        number, outcome = self._reverted(query)
-        made = self._made_ready(event)
-        event = event.model_copy(update={"reverted_in": number, "outcome": outcome, **made})
-        log.warning("drift: %s", event.model_dump_json())
-        with self._lock:
-            self._events = (*self._events, event)[-_MOST_EVENTS:]
-            self._write()
+    def __call__(self, drift: Drift, from_release: int | None = None) -> bool:
+        """Revert, and tell what was done; never raises for what can be told instead. False where it is worth trying
+        again later: the event of this release and these weights then tells how that went.
+
+        A re-merge goes on from `from_release`, which is that of the store where the release served is this box's own.
+        """
+        known = self._told(drift)
+        number, outcome, is_done = self._reverted(drift)
+        event = known or self._event_of(drift, from_release)
+        made = {} if event.folder else self._made_ready(event)
+        self._tell(known, event.model_copy(update={"reverted_in": number, "outcome": outcome, **made}))
+        return is_done
 
     def submit_what_is_ready(self) -> None:
         """Submit the re-merges whose frames are enough by now; those that cannot be submitted are tried again later."""
         if self._options.remerge is None:
             return
-        for event in self._events:
+        # Where the same weights drifted in several releases, a search from the last of them is enough.
+        for event in {(event.query, event.model): event for event in self._events}.values():
             kept = self._kept(event.query)
             if event.job is None and event.folder and kept and len(kept) >= self._options.remerge.frames:
                 self._submit_one(event, self._options.remerge)
 
-    def _reverted(self, query: str) -> tuple[int | None, str]:
+    def _reverted(self, drift: Drift) -> tuple[int | None, str, bool]:
         if not self._options.revert:
-            return None, "left as it is: 'revert' is off"
+            return None, "left as it is: 'revert' is off", True
         try:
-            return self._revert(query)
+            return *self._revert(drift.query, drift.release), True
         except GemelError as error:
-            return None, f"not reverted: {error}"
+            told = str(error)
+        except Exception as error:
+            log.exception("query %s is not reverted", drift.query)
+            told = f"an error of the watch itself ({type(error).__name__}); its log says more"
+        return None, f"not reverted: {told}; it is tried again", False
+
+    def _told(self, drift: Drift) -> DriftEvent | None:
+        asked = (drift.query, drift.model, drift.release)
+        found = [event for event in self._events if (event.query, event.model, event.release) == asked]
+        return found[-1] if found else None
+
+    def _event_of(self, drift: Drift, from_release: int | None) -> DriftEvent:
+        """An event that says nothing yet of what was done, but for a re-merge of these weights that is under way."""
+        asked, reply = (drift.query, drift.model), drift.reply
+        jobs = [event.job for event in self._events if (event.query, event.model) == asked and event.job]
+        return DriftEvent(
+            at=datetime.now(UTC).isoformat(timespec="seconds"), query=drift.query, release=drift.release,
+            model=drift.model, agreement=reply.agreement, floor=reply.floor, samples=reply.samples,
+            from_release=from_release, job=jobs[-1] if jobs else None,
+        )  # fmt: skip
+
+    def _tell(self, known: DriftEvent | None, event: DriftEvent) -> None:
+        if event == known:
+            return
+        log.warning("drift: %s", event.model_dump_json())
+        if known is not None:
+            self._change(event, event.model_dump(exclude={"job"}))
+            return
+        with self._lock:
+            self._events = (*self._events, event)[-_MOST_EVENTS:]
+            self._write()
+
+    def _change(self, event: DriftEvent, changed: Mapping[str, object]) -> None:
+        """Know more about an event; this thread of what was done, another one of the job."""
+        with self._lock:
+            self._events = tuple(
+                known.model_copy(update=changed) if _is_same(known, event) else known for known in self._events
+            )
+            self._write()
 
     def _made_ready(self, event: DriftEvent) -> dict[str, str]:
         """Where the workload of a re-merge lies, and the command that starts it."""
@@ -132,10 +170,7 @@ class DriftResponse:
         except GemelError as error:
             log.warning("the re-merge of %s is not submitted: %s", event.query, error)
             return
-        with self._lock:
-            submitted = event.model_copy(update={"job": job})
-            self._events = tuple(submitted if known == event else known for known in self._events)
-            self._write()
+        self._change(event, {"job": job})
 
     def _read(self) -> tuple[DriftEvent, ...]:
         try:
@@ -150,6 +185,11 @@ class DriftResponse:
             self._files.write(_EVENTS, json.dumps([event.model_dump() for event in self._events], indent=1).encode())
         except StoreError as error:
             log.warning("drift events are not kept: %s", error)
+
+
+def _is_same(one: DriftEvent, other: DriftEvent) -> bool:
+    """Whether they tell of the same, of which one may know more."""
+    return (one.at, one.query, one.model, one.release) == (other.at, other.query, other.model, other.release)
 
 
 def _below(folder: Path, feed: FeedSpec) -> FeedSpec:

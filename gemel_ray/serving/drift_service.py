@@ -6,20 +6,19 @@ import logging
 from pathlib import Path
 
 from gemel_ray.engine.originals import Originals
+from gemel_ray.serving.changes import OWN_RELEASES
+from gemel_ray.serving.drift_attempts import DriftAttempts
 from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
-from gemel_ray.serving.drift_reports import DriftReply, DriftReport
+from gemel_ray.serving.drift_reports import Drift, DriftReport
 from gemel_ray.serving.drift_response import DriftResponse, Revert
 from gemel_ray.serving.drift_watch import DriftWatch, Samples
-from gemel_ray.spec.errors import GemelError, ServingError, StoreError
+from gemel_ray.spec.errors import GemelError, InputError, ServingError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.spec.workload import Workload
 from gemel_ray.weights.following import Follower
 from gemel_ray.weights.maintenance import reverted
 
 log = logging.getLogger(__name__)
-
-# Releases that a box made for itself alone are numbered from here on, where no store ever comes.
-_LOCAL = 1_000_000_000
 
 
 class DriftService:
@@ -45,6 +44,7 @@ class DriftService:
         self._response = DriftResponse(
             options, workload, store, folder, revert=revert, kept=self.watch.kept, submit=_submit
         )
+        self._attempts = DriftAttempts()
         self._is_watching = False
         # The store's releases, by those that were served here.
         self._followed: dict[int, int] = {}
@@ -82,23 +82,34 @@ class DriftService:
         """What is known of drift."""
         return DriftReport(queries=self.watch.report(), events=self._response.events)
 
-    def _drifted(self, query: str, reply: DriftReply, release: int) -> None:
-        # While this thread waited, another release may have come, of which nothing is known yet.
-        found = self.watch.report().get(query)
-        if found is not None and found.verdict == "drifted":
-            self._response(query, reply, release, self._followed.get(release))
+    def _drifted(self, drift: Drift) -> None:
+        """See DriftWatch: what drifted is acted on once in each release that serves it, or until that succeeds."""
+        if not self._attempts.is_due(drift.query, drift.release):
+            return
+        try:
+            is_done = self._response(drift, self._followed.get(drift.release))
+        except Exception:
+            log.exception("the drift of %s was not dealt with", drift.query)
+            is_done = False
+        self._attempts.note(drift.query, drift.release, is_done=is_done)
+
+
+def check_serving(manifest: Manifest, release: int) -> None:
+    """InputError where another release is served by now than the one in which a query drifted."""
+    if manifest.release != release:
+        raise InputError(f"release {manifest.release} is served by now, of which nothing is known yet")
 
 
 def locally_reverted(manifest: Manifest, root: Manifest, query: str) -> Manifest:
     """A release for this box alone, in which a query runs its original of `root`."""
-    number = manifest.release + 1 if manifest.release > _LOCAL else _LOCAL + manifest.release
+    number = manifest.release + 1 if manifest.release > OWN_RELEASES else OWN_RELEASES + manifest.release
     changed = {"release": number, "parent": followed_release(manifest)}
     return reverted(manifest, root, [query]).model_copy(update=changed)
 
 
 def followed_release(manifest: Manifest) -> int:
     """The store's release that a release is, or was made from for this box alone."""
-    return manifest.parent or 0 if manifest.release > _LOCAL else manifest.release
+    return manifest.parent or 0 if manifest.release > OWN_RELEASES else manifest.release
 
 
 def _submit(options: RemergeOptions, folder: Path, arguments: list[str]) -> str:

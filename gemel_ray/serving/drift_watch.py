@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
@@ -16,16 +18,16 @@ from gemel_ray.engine.sampling import SampledFrame
 from gemel_ray.policy.drift import Compared, DriftSettings, DriftState, evidence_fraction, observe
 from gemel_ray.serving.drift_memory import DriftMemory
 from gemel_ray.serving.drift_options import DriftOptions
-from gemel_ray.serving.drift_reports import DriftReply
+from gemel_ray.serving.drift_reports import Drift, DriftReply
 from gemel_ray.spec.answers import Answer, Classified, Detected
-from gemel_ray.spec.errors import GemelError, InputError
+from gemel_ray.spec.errors import GemelError, InputError, StoreError
 from gemel_ray.spec.release import Manifest, ReleasedQuery
 from gemel_ray.vision.feeds.keeping import KeptFrames
 from gemel_ray.vision.metrics import match_counts
 
 log = logging.getLogger(__name__)
 
-OnDrift = Callable[[str, DriftReply, int], None]
+OnDrift = Callable[[Drift], None]
 
 # How long the monitor waits for a frame before it looks whether it is to end.
 _WAIT_S = 0.5
@@ -49,9 +51,10 @@ class Samples(Protocol):
 
 @dataclass(slots=True)
 class _Watched:
-    """One query whose model is a merged one."""
+    """One query whose model is a merged one; `model` is a name for its weights."""
 
     released: ReleasedQuery
+    model: str
     settings: DriftSettings
     # Releases that serve this very model.
     releases: set[int]
@@ -62,8 +65,8 @@ class DriftWatch:
     """Compares what samplers set aside. `serve` from any thread, `step` from one."""
 
     def __init__(self, options: DriftOptions, samples: Samples, folder: str | Path, on_drift: OnDrift) -> None:
-        """Frames are kept below `folder`. `on_drift` is told once of each query and model that drifts, and of its
-        release, on the monitor's own thread."""
+        """Frames are kept below `folder`. `on_drift` is told on the monitor's own thread, and again and again as long
+        as what has drifted is served: it may return with what is wanted undone, and never raises."""
         self._options = options
         self._samples = samples
         self._folder = Path(folder)
@@ -73,6 +76,7 @@ class DriftWatch:
         self._watched: Mapping[str, _Watched] = {}
         self._kept: dict[str, KeptFrames | None] = {}
         self._served: Mapping[str, ReleasedQuery] = {}
+        self._release = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gemel-drift", daemon=True)
@@ -85,7 +89,7 @@ class DriftWatch:
         with self._lock:
             self._memory.forget_others(manifest.queries)
             self._originals = originals
-            self._served = manifest.queries
+            self._served, self._release = manifest.queries, manifest.release
             root = originals.root.queries if originals else {}
             self._watched = {
                 name: self._watch(released, manifest.release)
@@ -119,6 +123,17 @@ class DriftWatch:
             self._observe(sample, watched, reference)
         return True
 
+    def tell(self) -> None:
+        """Tell of every query that is served although it has drifted, no matter when that was found."""
+        with self._lock:
+            found = [
+                Drift(name, _reply(watched), self._release, watched.model)
+                for name, watched in self._watched.items()
+                if watched.state.verdict == "drifted"
+            ]
+        for drift in found:
+            self._on_drift(drift)
+
     def report(self) -> dict[str, DriftReply]:
         """What is known of every watched query."""
         with self._lock:
@@ -134,7 +149,8 @@ class DriftWatch:
             former.releases.add(release)
             return former
         settings = self._options.settings(released.agreement_target)
-        return _Watched(released, settings, {release}, self._memory.recall(released, settings))
+        state = self._memory.recall(released, settings)
+        return _Watched(released, _name_of(released.weights), settings, {release}, state)
 
     def _observe(self, sample: SampledFrame, watched: _Watched, reference: Answer) -> None:
         before = watched.state
@@ -142,8 +158,6 @@ class DriftWatch:
             watched.state = observe(before, compared(reference, sample.answer), watched.settings)
         if watched.state.verdict == "drifted" and before.verdict == "holding":
             log.warning("query %s has drifted: %s", sample.query, _reply(watched))
-            self._on_drift(sample.query, _reply(watched), sample.release)
-        # After what follows from it: a process that dies in between finds the drift once more.
         if watched.state.blocks > before.blocks:
             with self._lock:
                 self._memory.keep(watched.released, watched.settings, watched.state)
@@ -155,7 +169,7 @@ class DriftWatch:
             kept = self._kept[sample.query]
             if kept is not None:
                 kept.keep(sample.image, reference, int(time.time() * 1000))
-        except OSError as error:
+        except (OSError, StoreError) as error:
             log.warning("a frame of %s is not kept: %s", sample.query, error)
 
     def _keeper(self, query: str) -> KeptFrames | None:
@@ -175,16 +189,20 @@ class DriftWatch:
         # Niceness is a thread's own on Linux, and torch's helpers of this thread take it over.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while not self._ended.is_set():
-            try:
-                if self.step(_WAIT_S):
-                    self.problem = None
-            except GemelError as error:
-                self.problem = str(error)
-                log.warning("a sampled frame was not compared: %s", error)
-            except Exception as error:
-                # Watching must go on: the next frame may be another matter.
-                self.problem = f"{type(error).__name__}: {error}"
-                log.exception("a sampled frame was not compared")
+            self._compare_one()
+            self.tell()
+
+    def _compare_one(self) -> None:
+        try:
+            if self.step(_WAIT_S):
+                self.problem = None
+        except GemelError as error:
+            self.problem = str(error)
+            log.warning("a sampled frame was not compared: %s", error)
+        except Exception as error:
+            # Watching must go on: the next frame may be another matter.
+            self.problem = f"{type(error).__name__}: {error}"
+            log.exception("a sampled frame was not compared")
 
 
 def compared(reference: Answer, given: Answer) -> Compared:
@@ -196,6 +214,10 @@ def compared(reference: Answer, given: Answer) -> Compared:
     assert isinstance(given, Detected), "detection is compared with detection"
     matched, surplus, missed = match_counts(reference.boxes, given.boxes)
     return Compared("boxes", 2.0 * matched, float(surplus + missed), len(reference.boxes))
+
+
+def _name_of(weights: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(sorted(weights.items())).encode()).hexdigest()[:16]
 
 
 def _reply(watched: _Watched) -> DriftReply:

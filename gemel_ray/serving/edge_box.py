@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gemel_ray.engine.engine import Engine, check_fits
 from gemel_ray.engine.sampling import Sampler
-from gemel_ray.policy.backoff import wait_s
 from gemel_ray.policy.transition import restricted
 from gemel_ray.serving.changes import ChangeReply, StoreChanges, Wish
 from gemel_ray.serving.description import Description
 from gemel_ray.serving.drift_options import DriftOptions
-from gemel_ray.serving.drift_service import DriftService, followed_release, locally_reverted
+from gemel_ray.serving.drift_service import DriftService, check_serving, followed_release, locally_reverted
 from gemel_ray.serving.drift_status import with_drift
+from gemel_ray.serving.edge_care import EdgeCare
 from gemel_ray.serving.engine_backend import EngineBackend
 from gemel_ray.serving.options import EdgeOptions, NodeOptions
 from gemel_ray.serving.pictures import Image
@@ -31,9 +30,6 @@ from gemel_ray.spec.workload import Workload
 from gemel_ray.weights.following import Follower
 
 log = logging.getLogger(__name__)
-
-# How often the engine is looked after; an engine whose loop has ended answers nobody.
-_LOOK_EVERY_S = 2.0
 
 
 class EdgeBox:
@@ -52,6 +48,10 @@ class EdgeBox:
         workload: Workload | None = None,
     ) -> None:
         """`release` stays with one release instead of following HEAD. `workload` is what a re-merge is made of."""
+        # Called once where the engine cannot be started again, attempt after attempt: to end the process.
+        self.give_up: Callable[[], None] = lambda: None
+        # Why it could not be started the last time; None when it could.
+        self.failure: str | None = None
         self._options = options
         self._store = store
         folder = cache_folder(store, options.cache)
@@ -67,8 +67,6 @@ class EdgeBox:
         )
         self._node = node.name
         self._changes = StoreChanges(store, follows=release is None)
-        # The store has news, as this box knows for certain.
-        self._is_news_known = False
         # What is served has the queries that are asked for; of a release from disk only the store's own can tell.
         self._is_compared = False
         self._drift = options.drift and DriftService(
@@ -76,8 +74,7 @@ class EdgeBox:
             revert=self.revert, allow_factories=options.allow_factories,
         )  # fmt: skip
         self._checking = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="gemel-follow", daemon=True)
+        self._care = EdgeCare(options, heal=self._heal, follow=self._has_followed, give_up=lambda: self.give_up())
         # Why the store's release is not the one being served; None when it is.
         self.problem: str | None = None
 
@@ -90,24 +87,23 @@ class EdgeBox:
         last = self._follower.last_good()
         manifest = None if last is None else self._started_from_disk(last)
         # What is on disk may be old; what has just come from the store is not.
-        self._due_s = self._options.poll_every_s if manifest is None else 0.0
+        due_s = self._options.poll_every_s if manifest is None else 0.0
         self._manifest = manifest = manifest or self._started_from_store(last)
         self._backend = EngineBackend(
             self._engine, manifest, node=self._node, timeout_s=self._options.request_timeout_s
         )
-        self._thread.start()
+        self._care.start(due_s)
         if self._drift:
             self._drift.start(manifest)
         return manifest
 
     def stop(self) -> None:
         """Follow no more, and end the engine. A download under way goes on in its thread until the process ends."""
-        self._ended.set()
+        self._care.end()
         if self._drift:
             self._drift.stop()
         self._engine.stop()
-        if self._thread.is_alive():
-            self._thread.join(_LOOK_EVERY_S)
+        if self._care.join():
             # It may just have started the engine again.
             self._engine.stop()
 
@@ -116,26 +112,37 @@ class EdgeBox:
         with self._checking:
             return self._check()
 
-    def revert(self, query: str) -> tuple[int, str]:
-        """Run a query's original again: for all boxes, through the store, where it can be written; else on this box
-        until the store's HEAD moves on.
+    def revert(self, query: str, release: int) -> tuple[int | None, str]:
+        """Run a query's original again, in place of what it runs in `release`: for all boxes, through the store, where
+        it can be written; else on this box until the store's HEAD moves on.
 
-        Gives the release that does so, and a word on how. Raises OverBudgetError where the original does not fit,
-        StoreError where the originals cannot be had, InputError where the query runs its original already.
+        Gives the release that does so, and a word on how; None where HEAD has other weights of the query already, and
+        is served now. Raises OverBudgetError where the original does not fit, StoreError where the originals cannot be
+        had, InputError where the query runs its original already, and where another release is served.
         """
         with self._checking:
+            check_serving(self._manifest, release)
             if (pinned := self._follower.pinned) is not None:
                 raise InputError(f"release {pinned} is pinned and stays; `gemel unpin` lets it go")
             root = self._follower.originals(self._manifest)
             planned = locally_reverted(self._manifest, root, query)
             check_fits(planned, self._engine.budget_bytes)
             try:
-                self._follower.revert(self._manifest, query)
-                self._check()
-                return self._manifest.release, "served by all that follow the store"
-            except (StoreError, InputError) as error:
+                return self._reverted_in_store(query)
+            except GemelError as error:
                 self._take(planned)
                 return planned.release, f"served by this box alone, until the store's HEAD moves on: {error}"
+
+    def _reverted_in_store(self, query: str) -> tuple[int | None, str]:
+        drifted, number = self._manifest.queries[query], self._follower.revert(self._manifest, query)
+        self._check()
+        now = self._manifest.queries.get(query)
+        if now is not None and now.weights == drifted.weights:
+            raise StoreError(f"release {self._manifest.release} is served, which has the same weights of it")
+        if number is None:
+            told = f"the store's HEAD has other weights of it already, and is served (release {self._manifest.release})"
+            return None, f"nothing was published: {told}"
+        return number, "served by all that follow the store"
 
     def _check(self) -> bool:
         serving = followed_release(self._manifest)
@@ -180,8 +187,8 @@ class EdgeBox:
 
     async def change(self, wish: Wish) -> ChangeReply:
         """See Backend. The box asks the store for news right after."""
-        done = await asyncio.to_thread(self._changes.do, wish)
-        self._is_news_known = True
+        done = await asyncio.to_thread(self._changes.do, wish, (self._manifest.release,))
+        self._care.hurry()
         return done
 
     # starting and following
@@ -233,22 +240,6 @@ class EdgeBox:
                 return f"queries: release {manifest.release} has no {name!r} ({nearest(name, manifest.queries)})"
         return None
 
-    def _follow(self) -> None:
-        failures, due_s = 0, self._due_s
-        while not self._ended.wait(min(due_s, _LOOK_EVERY_S)):
-            self._heal()
-            due_s -= _LOOK_EVERY_S
-            if due_s > 0 and not self._is_news_known:
-                continue
-            self._is_news_known = False
-            failures = 0 if self._has_followed() else failures + 1
-            due_s = wait_s(
-                failures,
-                every_s=self._options.poll_every_s,
-                most_s=self._options.poll_most_s,
-                chance=random.random(),
-            )
-
     def _has_followed(self) -> bool:
         try:
             self.check()
@@ -261,24 +252,37 @@ class EdgeBox:
             self.problem = f"an error of the box itself ({type(error).__name__}); its log says more"
         else:
             self.problem = None
-        if self._drift:
-            self._drift.tend(self._manifest)
+        self._tend()
         return self.problem is None
 
-    def _heal(self) -> None:
-        """Start the engine anew where its loop has ended."""
+    def _tend(self) -> None:
+        try:
+            if self._drift:
+                self._drift.tend(self._manifest)
+        except Exception:
+            # No reason to ask the store less often.
+            log.exception("the drift watch was not looked after")
+
+    def _heal(self) -> bool:
+        """Start the engine anew where its loop has ended: whether it answers now."""
         if not self._checking.acquire(blocking=False):
-            return
+            return True
         try:
             failure = self._failure()
-            if failure is not None and not self._ended.is_set():
+            if failure is not None and not self._care.is_ending:
                 log.error("the engine is started anew: %s", failure)
                 self._engine.stop()
                 self._engine.start(self._manifest, self._follower.fetch)
-        except GemelError as error:
-            log.error("the engine cannot be started: %s", error)
+        except Exception as error:
+            # Also what no library promises, such as a device's own errors: the next attempt may be another matter.
+            is_known = isinstance(error, GemelError)
+            self.failure = str(error) if is_known else f"{type(error).__name__}: {error}"
+            log.error("the engine cannot be started: %s", self.failure, exc_info=not is_known)
+            return False
         finally:
             self._checking.release()
+        self.failure = None
+        return True
 
     def _failure(self) -> str | None:
         try:

@@ -10,10 +10,12 @@ import uvicorn
 
 from gemel_ray.serving.edge_box import EdgeBox, options_for
 from gemel_ray.serving.ingress import build_api
-from gemel_ray.serving.machine import check_port
+from gemel_ray.serving.machine import check_port, service_url
 from gemel_ray.serving.options import EdgeOptions, NodeOptions, absolute_store
 from gemel_ray.serving.tls import Certificate
+from gemel_ray.serving.token_files import TokenFiles, token_files
 from gemel_ray.serving.tokens import Guard, check_host, read_tokens
+from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.workload import Workload
 
 _KEEP_ALIVE_S = 75
@@ -38,11 +40,12 @@ def serve_edge(
     """Serve until the process is told to end.
 
     Raises StoreError where neither the store nor this box's disk has a release, OverBudgetError for a query that does
-    not fit, ServingError when the port is taken, InputError for tokens that cannot be read and for a host that others
-    can reach without any.
+    not fit, ServingError when the port is taken and when the engine failed for good, InputError for tokens that cannot
+    be read and for a host that others can reach without any.
     """
     check_host(host, has_tokens=bool(options.tokens), allow_anonymous=options.allow_anonymous)
-    guard = Guard(read_tokens(options.tokens), allow_anonymous=options.allow_anonymous)
+    tokens = TokenFiles(read_tokens(options.tokens), token_files(options.tokens))
+    guard = Guard(tokens, allow_anonymous=options.allow_anonymous)
     check_port(host, port)
     box = EdgeBox(
         absolute_store(store, Path.cwd()), node, options_for(options, cache), release=release, workload=workload
@@ -50,15 +53,19 @@ def serve_edge(
     manifest = box.start()
     try:
         server = _server(box, options, guard, host, port, tls)
+        box.give_up = lambda: setattr(server, "should_exit", True)
         # From here on, not only once it runs: a signal in between would be lost. uvicorn raises them again when it has
         # ended, which must not end us before the engine.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, server.handle_exit)
-        scheme = "https" if tls else "http"
-        report(f"serving release {manifest.release} at {scheme}://{host}:{port}, Ctrl-C ends it")
+        url = service_url(host, port, is_secure=tls is not None)
+        report(f"serving release {manifest.release} at {url}, Ctrl-C ends it")
         server.run()
     finally:
         box.stop()
+    if box.failure is not None:
+        # A supervisor starts another process, which may have more luck with the device.
+        raise ServingError(f"the engine could not be started again: {box.failure}")
 
 
 def _server(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 
+from gemel_ray.engine.backlog import Waiting
 from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.run import MOST_PENDING_BYTES
 from gemel_ray.serving.backend import BusyError
@@ -32,7 +33,7 @@ class EngineBackend:
         max_pending_bytes: int = MOST_PENDING_BYTES,
     ) -> None:
         self._engine = engine
-        self._intake = Intake(max_pending_bytes)
+        self._most_bytes = max_pending_bytes
         self._description = describe(manifest)
         self._node = node
         self._timeout_s = timeout_s
@@ -49,7 +50,15 @@ class EngineBackend:
         self, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
     ) -> list[FrameAnswer]:
         """See Backend."""
-        asked = answers(self._engine, self._intake, query, images, slo_ms=slo_ms, droppable=droppable)
+        asked = answers(
+            self._engine,
+            query,
+            images,
+            slo_ms=slo_ms,
+            droppable=droppable,
+            timeout_s=self._timeout_s,
+            most_bytes=self._most_bytes,
+        )
         try:
             return await asyncio.wait_for(asked, self._timeout_s)
         except TimeoutError as error:
@@ -68,36 +77,54 @@ class EngineBackend:
         return await change_nothing(wish)
 
 
-class Intake:
-    """Pixels that wait in an engine: more than it takes are refused here, as BusyError, before it takes any of them."""
-
-    def __init__(self, most_bytes: int = MOST_PENDING_BYTES) -> None:
-        self._most_bytes = most_bytes
-        self._bytes = 0
-
-    @contextlib.contextmanager
-    def hold(self, images: Sequence[Image]) -> Iterator[None]:
-        """While the block lasts, these frames wait. One request alone is never too much."""
-        more = sum(image.nbytes for image in images)
-        if self._bytes and self._bytes + more > self._most_bytes:
-            raise BusyError(
-                f"{self._bytes} bytes of pixels wait already and {more} came, {self._most_bytes} are the most; send "
-                "them again when answers have come"
-            )
-        self._bytes += more
-        try:
-            yield
-        finally:
-            self._bytes -= more
-
-
 async def answers(
-    engine: Engine, intake: Intake, query: str, images: Sequence[Image], *, slo_ms: float | None, droppable: bool
+    engine: Engine,
+    query: str,
+    images: Sequence[Image],
+    *,
+    slo_ms: float | None,
+    droppable: bool,
+    timeout_s: float,
+    most_bytes: int = MOST_PENDING_BYTES,
 ) -> list[FrameAnswer]:
-    """One answer for each frame, in order. Raises BusyError, and what Engine.submit raises."""
-    with intake.hold(images):
-        futures = [engine.submit(query, image, slo_ms=slo_ms, droppable=droppable) for image in images]
-        return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+    """One answer for each frame, in order. Raises BusyError, and what Engine.submit raises.
+
+    Whoever stops waiting withdraws the frames, as the caller is to do after `timeout_s`.
+    """
+    futures: list[Future[FrameAnswer]] = []
+    # Up to the first wait nobody else comes between: what there is room for has it.
+    _check_bytes(engine.waiting(query), images, most_bytes)
+    if not droppable:
+        _check_time(engine.waiting(query), query, len(images), timeout_s)
+    try:
+        for image in images:
+            futures.append(engine.submit(query, image, slo_ms=slo_ms, droppable=droppable))
+        return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+    finally:
+        # Nothing changes for those that have their answers.
+        for future in futures:
+            future.cancel()
+
+
+def _check_bytes(waiting: Waiting, images: Sequence[Image], most_bytes: int) -> None:
+    """Raise BusyError for more pixels than an engine takes, before it takes any; what comes alone is never too much."""
+    more_bytes = sum(image.nbytes for image in images)
+    if waiting.pixel_bytes and waiting.pixel_bytes + more_bytes > most_bytes:
+        raise BusyError(
+            f"{waiting.pixel_bytes} bytes of pixels wait already and {more_bytes} came, {most_bytes} are the most; "
+            "send them again when answers have come"
+        )
+
+
+def _check_time(waiting: Waiting, query: str, frames: int, timeout_s: float) -> None:
+    """Raise BusyError for frames that others keep waiting for too long. If all were let in, all callers would give up,
+    each shortly before its turn, and nobody would be answered."""
+    needed_s = waiting.ms(frames) / 1e3
+    if waiting.frames and needed_s > timeout_s:
+        raise BusyError(
+            f"query {query!r}: {waiting.frames} frames wait already; with {frames} more they take {needed_s:.3g} s, "
+            f"{timeout_s:g} s are the most; send them again when answers have come"
+        )
 
 
 def describe(manifest: Manifest) -> Description:

@@ -14,7 +14,7 @@ from gemel_ray.engine.status import EngineStatus
 from gemel_ray.policy.rollout import NodeReport
 from gemel_ray.serving.assigned_engine import AssignedEngine
 from gemel_ray.serving.description import Description
-from gemel_ray.serving.engine_backend import Intake, answers
+from gemel_ray.serving.engine_backend import answers
 from gemel_ray.serving.options import NodeOptions, ServeOptions
 from gemel_ray.serving.pictures import Image
 from gemel_ray.spec.answers import FrameAnswer
@@ -37,7 +37,7 @@ class EngineReplica:
             self._engine.sampler = Sampler(every_s=service.drift.sample_every_s, most_bytes=service.drift.waiting)
         self._assigned = AssignedEngine(self._engine, service.store, service.cache, node)
         self._assigned.boot(service.release, with_all=len(service.nodes) == 1, resume=service.has_controller)
-        self._intake = Intake()
+        self._timeout_s = service.request_timeout_s
 
     async def describe(self) -> Description | None:
         """What this engine serves; None while it waits to be assigned something."""
@@ -50,7 +50,9 @@ class EngineReplica:
         self._assigned.check_here(query)
         own = [_writable(image) for image in images]
         try:
-            return await answers(self._engine, self._intake, query, own, slo_ms=slo_ms, droppable=droppable)
+            return await answers(
+                self._engine, query, own, slo_ms=slo_ms, droppable=droppable, timeout_s=self._timeout_s
+            )
         except ServingError:
             # It may have left between the check and the call.
             self._assigned.check_here(query)

@@ -15,7 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from gemel_ray.engine.status import EngineStatus
 from gemel_ray.serving.backend import ElsewhereError
 from gemel_ray.serving.changes import ChangeReply, Wish, change_nothing
-from gemel_ray.serving.description import Description
+from gemel_ray.serving.description import Description, reclassified
 from gemel_ray.serving.drift_reports import DriftReport
 from gemel_ray.serving.drift_status import with_drift
 from gemel_ray.serving.events import ServiceEvent
@@ -115,7 +115,10 @@ class HandleBackend:
         node = self._routes.home(query)
         if node is None:
             raise LostError(self._why_not(query))
-        asked = self._call(node, "infer", query, list(images), slo_ms, droppable, timeout_s=max(timeout_s, _RETRY_S))
+        # Given up by the caller or here, its frames are not to be computed.
+        asked = self._call(
+            node, "infer", query, list(images), slo_ms, droppable, timeout_s=max(timeout_s, _RETRY_S), cancels=True
+        )
         try:
             found: list[FrameAnswer] = await _unless(asked, self._routes.lost_event(node), node)
         except LostError as error:
@@ -161,11 +164,18 @@ class HandleBackend:
 
     async def _look_at(self, node: str) -> None:
         try:
-            self._routes.told(node, await self._call(node, "describe", timeout_s=_LOOK_TIMEOUT_S))
+            self._take_in(node, await self._call(node, "describe", timeout_s=_LOOK_TIMEOUT_S))
         except SilentError as error:
             self._routes.silent(node, str(error))
         except GemelError as error:
             self._routes.lost(node, str(error))
+
+    def _take_in(self, node: str, told: Description | None) -> None:
+        """What a node serves, and forget last answers in classes that their queries have no more."""
+        before = self._routes.description()
+        self._routes.told(node, told)
+        for name in reclassified(before, self._routes.description()):
+            self._last.pop(name, None)
 
     async def _look_at_controller(self) -> None:
         if self._controller is None:
@@ -202,9 +212,9 @@ class HandleBackend:
                 return found
         return DriftReport()
 
-    async def _call(self, node: str, method: str, *args: object, timeout_s: float) -> Any:  # noqa: ANN401
+    async def _call(self, node: str, method: str, *args: object, timeout_s: float, cancels: bool = False) -> Any:  # noqa: ANN401
         who, timeout_s = f"node {node!r}", min(timeout_s, self._timeout_s)
-        return await call(self._engines[node], who, method, *args, timeout_s=timeout_s)
+        return await call(self._engines[node], who, method, *args, timeout_s=timeout_s, cancels=cancels)
 
 
 async def _unless(asked: Any, lost: asyncio.Event, node: str) -> Any:  # noqa: ANN401 - any coroutine and its result

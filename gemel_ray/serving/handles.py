@@ -21,10 +21,15 @@ class LostError(ServingError):
     """The process died while it was asked, or before."""
 
 
-async def call(handle: DeploymentHandle, who: str, method: str, *args: object, timeout_s: float) -> Any:  # noqa: ANN401
-    """One method's result. Raises SilentError, LostError, BusyError, and every GemelError of the method itself."""
+async def call(
+    handle: DeploymentHandle, who: str, method: str, *args: object, timeout_s: float, cancels: bool = False
+) -> Any:  # noqa: ANN401
+    """One method's result. Raises SilentError, LostError, BusyError, and every GemelError of the method itself.
+
+    What takes too long goes on at the other end, unless it `cancels`.
+    """
     try:
-        return await asyncio.wait_for(_remote(handle, method, *args), timeout_s)
+        return await asyncio.wait_for(_remote(handle, method, *args, cancels=cancels), timeout_s)
     except TimeoutError as error:
         raise SilentError(f"{who} gave no answer within {timeout_s:g} s; is it still running?") from error
     except RayTaskError as error:
@@ -37,5 +42,12 @@ async def call(handle: DeploymentHandle, who: str, method: str, *args: object, t
         raise LostError(f"{who} has lost its process ({type(error).__name__}); it restarts, try again") from error
 
 
-async def _remote(handle: DeploymentHandle, method: str, *args: object) -> Any:  # noqa: ANN401
-    return await getattr(handle, method).remote(*args)
+async def _remote(handle: DeploymentHandle, method: str, *args: object, cancels: bool) -> Any:  # noqa: ANN401
+    asked = getattr(handle, method).remote(*args)
+    try:
+        return await asked
+    except asyncio.CancelledError:
+        # Ray itself lets it go on.
+        if cancels:
+            asked.cancel()
+        raise

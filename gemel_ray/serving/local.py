@@ -21,7 +21,7 @@ from gemel_ray.engine.engine import check_fits
 from gemel_ray.serving.app import application
 from gemel_ray.serving.drift_options import DriftOptions
 from gemel_ray.serving.ingress_deployment import CONTROLLER, engine_name
-from gemel_ray.serving.machine import check_port
+from gemel_ray.serving.machine import check_port, service_url
 from gemel_ray.serving.options import NodeOptions, ServeOptions, parse_options
 from gemel_ray.serving.releases import pull_release
 from gemel_ray.serving.tls import Certificate, without_verification
@@ -180,7 +180,7 @@ def serve_session(
     secured = {"ssl_certfile": str(tls.cert), "ssl_keyfile": str(tls.key)} if tls else {}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port, **secured})
     try:
-        yield f"{'https' if tls else 'http'}://{host}:{port}"
+        yield service_url(host, port, is_secure=tls is not None)
     finally:
         if shut_down:
             serve.shutdown()
@@ -192,4 +192,4 @@ def _running_address() -> str:
     assert client is not None, "serve.status() has just told of proxies"
     options = client.http_config
     host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
-    return f"{'https' if options.ssl_certfile else 'http'}://{host}:{options.port}"
+    return service_url(host, options.port, is_secure=bool(options.ssl_certfile))

@@ -59,11 +59,21 @@ def wait_for_interrupt() -> None:
 def check_port(host: str, port: int) -> None:
     """Raise ServingError for an address that cannot be listened at, InputError for what is none; Serve itself would
     retry for minutes."""
-    with socket.socket() as probe:
+    # Only addresses of IPv6 have colons.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            # As servers listen: else whoever listens at the same port over IPv4 would be in the way.
+            probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ServingError(f"{host}:{port} cannot be used ({error.strerror}); choose another port") from error
         except (OverflowError, TypeError, ValueError) as error:
             raise InputError(f"{host!r}, port {port!r} is no address to listen at; ports are 1 to 65535") from error
+
+
+def service_url(host: str, port: int, *, is_secure: bool) -> str:
+    """Where a service is found that listens there; an address of IPv6 stands in brackets."""
+    return f"{'https' if is_secure else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -80,6 +80,7 @@ _QUERY_COUNTERS: dict[str, tuple[str, Callable[[QueryReply], Number]]] = {
         lambda q: q.drift.samples if q.drift else None,
     ),
     "gemel_frames_stale": ("Frames that got the last answer again", lambda q: q.stale),
+    "gemel_frames_withdrawn": ("Frames whose callers gave up before their turn", lambda q: q.withdrawn),
 }
 
 

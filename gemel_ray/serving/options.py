@@ -52,7 +52,7 @@ class HttpOptions(Strict):
     # Blobs and the last good release are kept here, on each node's own disk.
     cache: str = "~/.cache/gemel_ray"
     allow_factories: bool = False
-    # No answer within this time is an error; it also ends the wait for an engine that is lost.
+    # No answer within this time is an error; it also ends the wait for a lost engine and for a request's body.
     request_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10
     max_body: ByteSize = 64 * MIB
     # Requests with frames that may be under way at once; more are answered with 429.
@@ -87,7 +87,7 @@ class ServeOptions(HttpOptions):
     """Which release to serve, on which nodes, within which limits."""
 
     store: Annotated[str, Field(min_length=1)]
-    # None serves the store's HEAD.
+    # None serves the store's HEAD: with `watch`, whatever it is; without, what it is when the application is deployed.
     release: Annotated[int, Field(gt=0)] | None = None
     nodes: Annotated[tuple[NodeOptions, ...], Field(min_length=1)] = (NodeOptions(memory=1024 * MIB),)
     # Serve what the store's HEAD names, now and later: a search's improvements, and what `gemel revert` goes back to.

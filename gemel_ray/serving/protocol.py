@@ -70,7 +70,7 @@ class InferenceProtocol:
     async def infer(self, query: str, request: Request, version: str | None = None) -> Response:
         """Answer a batch of frames, each with a forward pass of its own; tensors in JSON or as bytes behind it."""
         card = (await self._described(query, version)).queries[query]
-        body = await read_body(request, self._limits.max_body_bytes)
+        body = await read_body(request, self._limits)
         asked, images = await asyncio.to_thread(self._read, body, request.headers.get(binary.JSON_LENGTH), card)
         slo_ms = self._limits.request_timeout_s * 1e3
         answers = await self._backend.infer(query, images, slo_ms=slo_ms, droppable=False)

@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from gemel_ray.serving.options import ServeOptions
 from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.release import Manifest
+from gemel_ray.spec.uris import without_secrets
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.store import open_store
 
@@ -29,8 +31,22 @@ def pull_release(store: str, release: int | None, cache: str) -> tuple[Manifest,
         local = LocalCache(None, folder)
         if local.last_manifest() is None:
             raise
-        log.warning("store %s cannot be opened, the last release from it is taken: %s", store, error)
+        log.warning("store %s cannot be opened, the last release from it is taken: %s", without_secrets(store), error)
     return local.pull(release), local.fetch
+
+
+def with_release(options: ServeOptions) -> ServeOptions:
+    """The same, with the release of today where HEAD is not watched: what starts anew later must not find another.
+
+    Where the store cannot be read from here, each engine finds out for itself.
+    """
+    if options.watch or options.release is not None:
+        return options
+    try:
+        return options.model_copy(update={"release": open_store(options.store).wanted()})
+    except StoreError as error:
+        log.warning("whatever HEAD is when an engine starts is served, now and later: %s", error)
+        return options
 
 
 def cache_folder(store: str, cache: str) -> Path:

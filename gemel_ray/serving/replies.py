@@ -53,12 +53,24 @@ def frame_reply(found: FrameAnswer, card: QueryCard) -> FrameReply:
         reason=found.reason,
         latency_ms=found.latency_ms,
         release=found.release,
-        answer=None if found.answer is None else answer_reply(found.answer, card.classes),
+        answer=answer_reply(found.answer, card),
     )
 
 
-def answer_reply(answer: Answer, classes: tuple[str, ...]) -> AnswerReply:
-    """One answer; `classes` in the model's order."""
+def answer_reply(answer: Answer | None, card: QueryCard) -> AnswerReply | None:
+    """One answer by the card's classes; None where there is none that fits the card."""
+    if answer is None or not fits(answer, card):
+        return None
     if isinstance(answer, Classified):
-        return ClassifiedReply(label=answer.label, scores=dict(zip(classes, answer.scores, strict=True)))
+        return ClassifiedReply(label=answer.label, scores=dict(zip(card.classes, answer.scores, strict=True)))
     return DetectedReply(boxes=answer.boxes)
+
+
+def fits(answer: Answer, card: QueryCard) -> bool:
+    """Whether an answer is that of the card's model. While a release with other classes takes over, an answer may be
+    older or newer than what is told of its query; it says nothing then."""
+    if isinstance(answer, Classified):
+        return (
+            card.task == "classification" and len(answer.scores) == len(card.classes) and answer.label in card.classes
+        )
+    return card.task == "detection" and all(box.label in card.classes for box in answer.boxes)

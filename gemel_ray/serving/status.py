@@ -60,6 +60,8 @@ class QueryReply(BaseModel):
     arrived: int | None = None
     answered: int | None = None
     stale: int | None = None
+    # Frames whose callers gave up before their turn.
+    withdrawn: int | None = None
     # Of what passed through this process: frames answered after their SLO, and those not processed, by reason.
     late: int | None = None
     dropped: dict[str, int] | None = None
@@ -183,15 +185,15 @@ def _query(card: QueryCard, node: str, engine: EngineStatus | str | None, releas
 
 
 def _counts(found: QueryStatus, card: QueryCard) -> dict[str, object]:
-    last = found.last_answer
     return {
         "arrived": found.arrived,
         "answered": found.answered,
         "stale": found.stale,
+        "withdrawn": found.withdrawn,
         "p50_latency_ms": found.p50_latency_ms,
         "p95_latency_ms": found.p95_latency_ms,
         "weights_bytes": found.weights_bytes,
         "shared_bytes": found.shared_bytes,
-        "last_answer": None if last is None else answer_reply(last, card.classes),
+        "last_answer": answer_reply(found.last_answer, card),
         "last_reason": found.last_reason,
     }

@@ -93,14 +93,24 @@ class Tokens:
                 found = role
         return found
 
+    def with_role(self, role: Role, tokens: Tokens) -> Tokens:
+        """The same with other tokens of one role. InputError for one that another role has."""
+        others = tuple(known for known in self.hashes if known[1] != role)
+        return _each_once(others + tokens.hashes)
+
 
 def read_tokens(sources: Mapping[Role, TokenSource]) -> Tokens:
     """Read and hash the tokens. InputError for a source that is not there or holds no token that is long enough."""
-    hashes = [(_hash(token), role) for role, source in sources.items() for token in _tokens(role, source)]
-    names = [name for name, _ in hashes]
-    if len(set(names)) < len(names):
+    return _each_once(
+        tuple((_hash(token), role) for role, source in sources.items() for token in _tokens(role, source))
+    )
+
+
+def _each_once(hashes: tuple[tuple[str, Role], ...]) -> Tokens:
+    if len({name for name, _ in hashes}) < len(hashes):
         raise InputError("tokens: the same token is given twice; make a new one for each role: openssl rand -hex 32")
-    return Tokens(tuple(hashes))
+    # In one order, so that equal ones are equal.
+    return Tokens(tuple(sorted(hashes)))
 
 
 def _tokens(role: Role, source: TokenSource) -> list[str]:
@@ -136,17 +146,18 @@ def _hash(token: str) -> str:
 class Guard:
     """Lets a request pass or answers 401 or 403. Without tokens, callers from other machines are refused."""
 
-    def __init__(self, tokens: Tokens | None = None, *, allow_anonymous: bool = False) -> None:
-        """`allow_anonymous` lets everybody in who can reach the service; where tokens are given, it means nothing."""
-        self._tokens = tokens or Tokens()
+    def __init__(self, tokens: Tokens | Callable[[], Tokens] | None = None, *, allow_anonymous: bool = False) -> None:
+        """`tokens` that may change are asked for with every request. `allow_anonymous` lets everybody in who can reach
+        the service; where tokens are given, it means nothing."""
+        self._tokens = tokens if callable(tokens) else lambda: tokens or Tokens()
         self._allow_anonymous = allow_anonymous
 
     def needs(self, *roles: Role) -> Callable[[Request], Awaitable[None]]:
         """A dependency of routes: the caller has one of the roles. An admin has all of them."""
 
         async def check(request: Request) -> None:
-            if self._tokens.hashes:
-                self._check_token(request, roles)
+            if (tokens := self._tokens()).hashes:
+                _check_token(tokens, request, roles)
             elif not self._allow_anonymous:
                 _check_local(request)
 
@@ -156,24 +167,25 @@ class Guard:
         """A dependency of routes that change the service: an admin's token, wherever the caller is."""
 
         async def check(request: Request) -> None:
-            if not self._tokens.hashes:
+            if not (tokens := self._tokens()).hashes:
                 raise HTTPException(
                     403, "changing the service takes an admin's token, and none is set; give it 'tokens' with 'admin'"
                 )
-            self._check_token(request, ("admin",))
+            _check_token(tokens, request, ("admin",))
 
         return check
 
-    def _check_token(self, request: Request, roles: tuple[Role, ...]) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise _unknown("no bearer token came with the request; send the header Authorization: Bearer TOKEN", "")
-        role = self._tokens.role_of(token.strip())
-        if role is None:
-            raise _unknown("the bearer token is not known here; ask whoever runs the service", ' error="invalid_token"')
-        if role != "admin" and role not in roles:
-            wanted = " or ".join(dict.fromkeys((*roles, "admin")))
-            raise HTTPException(403, f"a token for {role!r} may not do this; send one for {wanted}")
+
+def _check_token(tokens: Tokens, request: Request, roles: tuple[Role, ...]) -> None:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise _unknown("no bearer token came with the request; send the header Authorization: Bearer TOKEN", "")
+    role = tokens.role_of(token.strip())
+    if role is None:
+        raise _unknown("the bearer token is not known here; ask whoever runs the service", ' error="invalid_token"')
+    if role != "admin" and role not in roles:
+        wanted = " or ".join(dict.fromkeys((*roles, "admin")))
+        raise HTTPException(403, f"a token for {role!r} may not do this; send one for {wanted}")
 
 
 def _unknown(reason: str, more: str) -> HTTPException:

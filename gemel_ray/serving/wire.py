@@ -9,16 +9,15 @@ in pixels), "labels" (BYTES, [M]) and "scores" (FP32, [M]).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from gemel_ray.serving import binary
+from gemel_ray.serving import binary, json_tensors
 from gemel_ray.serving.description import QueryCard
 from gemel_ray.serving.pictures import Image, decode_all
+from gemel_ray.serving.replies import fits
 from gemel_ray.spec.answers import Answer, Classified, Detected, FrameAnswer
 from gemel_ray.spec.errors import FrameError, ServingError, nearest
 from gemel_ray.spec.strict import Strict, explain
@@ -187,29 +186,7 @@ def _values(tensor: RequestTensor) -> Image:
         raise FrameError(
             f"input {INPUT!r} has no 'data'; send JSON numbers, or bytes behind the JSON and {binary.SIZE!r}"
         )
-    try:
-        values = np.asarray(tensor.data)
-    except ValueError as error:
-        raise FrameError(
-            f"input {INPUT!r}: 'data' is nested unevenly; send it flat or in the form of 'shape'"
-        ) from error
-    wanted = math.prod(tensor.shape)
-    if values.ndim != 1 and values.shape != tensor.shape:
-        raise FrameError(f"input {INPUT!r}: 'data' has shape {list(values.shape)}, 'shape' says {list(tensor.shape)}")
-    if values.size != wanted:
-        raise FrameError(
-            f"input {INPUT!r}: 'data' holds {values.size} values, shape {list(tensor.shape)} needs {wanted}"
-        )
-    if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-        raise FrameError(f"input {INPUT!r}: 'data' must be whole numbers from 0 to 255; found {_odd_one(values)!r}")
-    return values.astype(np.uint8)
-
-
-def _odd_one(values: np.ndarray[Any, Any]) -> object:
-    flat = values.reshape(-1)
-    if flat.dtype.kind not in "iu":
-        return flat[0].item() if flat.dtype != object else flat[0]
-    return int(flat[(flat < 0) | (flat > 255)][0])
+    return json_tensors.whole_bytes(INPUT, tensor.shape, tensor.data)
 
 
 def response(request: InferRequest, card: QueryCard, answers: Sequence[FrameAnswer]) -> InferResponse:
@@ -217,7 +194,7 @@ def response(request: InferRequest, card: QueryCard, answers: Sequence[FrameAnsw
 
     `latency_ms` is that of the slowest frame; `fresh` holds only when every frame had a forward pass of its own.
     """
-    found = [_answer(answer) for answer in answers]
+    found = [_answer(answer, card) for answer in answers]
     tensors = {tensor.name: tensor for tensor in _tensors(found, card)}
     chosen = [output.name for output in request.outputs] or list(tensors)
     return InferResponse(
@@ -233,11 +210,10 @@ def response(request: InferRequest, card: QueryCard, answers: Sequence[FrameAnsw
     )
 
 
-def _answer(answer: FrameAnswer) -> Answer:
-    if answer.answer is None:
-        raise ServingError(
-            f"query {answer.query!r} did not answer frame {answer.frame}: {answer.reason}; send it again"
-        )
+def _answer(answer: FrameAnswer, card: QueryCard) -> Answer:
+    if answer.answer is None or not fits(answer.answer, card):
+        why = answer.reason or "a release with other classes takes over at the moment"
+        raise ServingError(f"query {answer.query!r} did not answer frame {answer.frame}: {why}; send it again")
     return answer.answer
 
 

@@ -62,6 +62,14 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """Whoever brought a frame waits for its answer no longer; what computes already is computed to its end."""
+
+    frame: Frame
+    now_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A load or an inference has ended; `took_ms` is measured, to stand beside the prediction."""
 
@@ -87,7 +95,7 @@ class Replanned:
     now_ms: float
 
 
-Event = Arrived | Done | Stopped | Replanned
+Event = Arrived | Withdrawn | Done | Stopped | Replanned
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +109,11 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A frame gets no forward pass of its own: the last answer stands in for it, stale."""
+    """A frame gets no forward pass of its own: the last answer stands in for it, stale, unless nobody waits for one."""
 
     frame: Frame
     now_ms: float
-    # 'newer frame', 'too late' or 'failed: ...'
+    # 'newer frame', 'too late', 'withdrawn' or 'failed: ...'
     reason: str
 
 

@@ -9,6 +9,8 @@ import yaml
 
 # Of values in one document; ten thousand queries have a quarter of that.
 _MOST_VALUES = 1_000_000
+# Of a whole number, in any base: more than any field takes.
+_MOST_DIGITS = 100
 
 
 def read_yaml(text: str) -> object:
@@ -25,6 +27,14 @@ class _StrictLoader(yaml.SafeLoader):
             )
         return super().construct_document(node)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        # Python does not write out a number of so many digits, not even in an error about it.
+        if len(node.value) > _MOST_DIGITS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a number of {len(node.value)} digits, which are more than {_MOST_DIGITS}", node.start_mark
+            )
+        return super().construct_yaml_int(node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         # PyYAML keeps the last of two equal keys without a word; a feed would be gone.
         written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -34,6 +44,9 @@ class _StrictLoader(yaml.SafeLoader):
                     None, None, f"the key {key!r} is written {count} times in one mapping", node.start_mark
                 )
         return super().construct_mapping(node, deep)
+
+
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_yaml_int)
 
 
 def _values(node: yaml.Node, known: dict[int, float]) -> float:

@@ -29,8 +29,8 @@ class QueryProfile(Strict):
 
     run_ms: Annotated[dict[BatchSize, Milliseconds], Field(min_length=1)]
     workspace_bytes: dict[BatchSize, WorkspaceBytes]
-    # By module path in the release: after which fraction of a run the weights there are first needed. Empty where
-    # nobody watched; everything counts as needed from the start then.
+    # By the path of each module that holds weights, however a release divides them: after which fraction of a run they
+    # are first needed. Empty where nobody watched; everything counts as needed from the start then.
     first_use: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
 
     # The way that was measured, and is to be computed in.

@@ -57,6 +57,11 @@ def is_remainder(key: str) -> bool:
     return key == REMAINDER or (key.startswith(_PIECE) and not key.startswith(_COMMON))
 
 
+def first_layer(key: str) -> str:
+    """The path of the first layer of a weight set, which may be all of it; unknown of a remainder's first piece."""
+    return key.lstrip(_PIECE)
+
+
 def tensor_prefix(key: str) -> str:
     """What stands before the names that a weight set's blob gives its tensors, in the model's state dict."""
     return "" if key == REMAINDER or key.startswith(_PIECE) else f"{key}."

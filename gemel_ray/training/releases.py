@@ -14,6 +14,7 @@ from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.spec.release import Manifest, Provenance, ReleasedQuery
 from gemel_ray.spec.trials import Candidate, Outcome
+from gemel_ray.spec.uris import shown_command
 from gemel_ray.spec.workload import Query, Workload
 from gemel_ray.weights.maintenance import originals_of
 from gemel_ray.weights.models import store_models
@@ -26,7 +27,7 @@ def provenance(seed: int, note: str, trial: Mapping[str, str | int | float | boo
     """How and with what a release is being made, now and here."""
     return Provenance(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=" ".join(sys.argv),
+        command=shown_command(sys.argv),
         seed=seed,
         versions={name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         note=note,

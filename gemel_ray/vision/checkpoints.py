@@ -80,8 +80,11 @@ def fit_state(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: st
     state = _without_prefix(state, model.state_dict())
     attach_deltas(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
     own = model.state_dict()
-    # Counters of batches seen are absent from old checkpoints and never change an answer.
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    # A tied weight may be written once, as safetensors does. Counters of batches seen are absent from old checkpoints
+    # and never change an answer.
+    kept = model.state_dict(keep_vars=True)
+    given = {id(kept[name]) for name in state if name in kept}
+    missing = [name for name in own if id(kept[name]) not in given and not name.endswith("num_batches_tracked")]
     surplus = [name for name in state if name not in own]
     if missing or surplus:
         raise ModelError(f"{source}: does not fit {type(model).__name__}: {_misfit(missing, surplus, own)}")

@@ -1,10 +1,10 @@
-"""What a model is made of, read on the meta device: no weights are allocated."""
+"""What a model is made of, read on the meta device: no weights are allocated where the builder allows for that."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -16,7 +16,7 @@ from gemel_ray.spec.errors import InputError
 from gemel_ray.spec.layers import Layer, ModelInventory, Tensor
 from gemel_ray.spec.workload import ModelSpec, Workload
 from gemel_ray.vision.deltas import rank_bytes
-from gemel_ray.vision.models import build_model
+from gemel_ray.vision.models import BuilderError, build_model
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVOLUTION_SETTINGS = ("stride", "padding", "dilation", "groups", "padding_mode", "output_padding")
@@ -41,23 +41,33 @@ def analyze(workload: Workload, *, rule: Rule = "exact", allow_factories: bool =
 
 
 def inspect_spec(query: str, spec: ModelSpec, *, allow_factories: bool = False) -> ModelInventory:
-    """The inventory of one query's model, built on the meta device."""
-    try:
-        with torch.device("meta"):
-            model = build_model(spec, allow_factories=allow_factories)
-    except NotImplementedError:
-        # Some builders compute with tensors while they build (RegNet's stage widths), which meta tensors cannot.
-        with _parameters_on_meta():
-            model = build_model(spec, allow_factories=allow_factories)
-    return inspect_model(query, model, builder=spec.builder)
+    """The inventory of one query's model, built without weights if that can be."""
+    return inspect_model(query, build_weightless(spec, allow_factories=allow_factories), builder=spec.builder)
 
 
-@contextmanager
+def build_weightless(spec: ModelSpec, *, allow_factories: bool = False) -> nn.Module:
+    """The model on the meta device; where its builder cannot work there, as it is built anywhere.
+
+    Some builders compute with tensors while they build (RegNet's stage widths), which meta tensors cannot; users' own
+    put parts on the CPU or load them. What raises for another reason raises in the end too. As `build_model` raises.
+    """
+    for lightened in (torch.device("meta"), _parameters_on_meta()):
+        with contextlib.suppress(BuilderError), lightened:
+            return build_model(spec, allow_factories=allow_factories)
+    return build_model(spec, allow_factories=allow_factories)
+
+
+@contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Put each parameter on the meta device as its module takes it, before its memory is touched."""
 
     def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter:
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        # One that is there already may be tied to another module's on purpose.
+        return (
+            parameter
+            if parameter.is_meta
+            else nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        )
 
     hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type] # its stub forgets the result
     try:
@@ -90,12 +100,13 @@ def shareable_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the parameters that make a module one weight-bearing layer; empty for all other modules.
 
     The projections of nn.MultiheadAttention are plain parameters of it, not modules; its output projection is a
-    Linear of its own.
+    Linear of its own. A weight that is computed anew from others (weight_norm, spectral_norm) is private, with all of
+    its module.
     """
     if isinstance(module, nn.MultiheadAttention):
         wanted: tuple[str, ...] = ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     elif isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-        wanted = ("weight", "bias")
+        wanted = ("weight", "bias") if isinstance(getattr(module, "weight", None), nn.Parameter) else ()
     else:
         return ()
     return tuple(name for name in wanted if isinstance(getattr(module, name, None), nn.Parameter))

@@ -57,7 +57,12 @@ def check_takes_frames(model: nn.Module, query: Query) -> None:
     detects = task_of(query.model) == "detection"
     blank = np.zeros((*(_USUAL_HEIGHT_WIDTH if detects else (size, size)), 3), dtype=np.uint8)
     try:
-        task.answers(model(task.prepare([blank], next(model.parameters()).device)), [blank])
+        outputs = model(task.prepare([blank], next(model.parameters()).device))
+        if not detects:
+            _check_logits(outputs, query)
+        task.answers(outputs, [blank])
+    except ModelError:
+        raise
     except Exception as error:  # whatever a user's own model raises
         which, remedy = (
             ("", f"correct its 'options' {query.model.options}")
@@ -67,6 +72,17 @@ def check_takes_frames(model: nn.Module, query: Query) -> None:
         raise ModelError(
             f"query {query.name!r}: {query.model.builder} cannot answer a frame{which} ({brief(error)}); {remedy}"
         ) from error
+
+
+def _check_logits(outputs: object, query: Query) -> None:
+    """As many numbers as classes: fewer leave some never answered, more name what is none."""
+    wanted = (1, len(query.model.classes))
+    found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if found != wanted:
+        raise ModelError(
+            f"query {query.name!r}: {query.model.builder} answers a frame with {found}, not with a tensor {wanted}: a "
+            "number for each of its 'classes'; name as many classes as it knows, or correct the model"
+        )
 
 
 class ClassificationTask:
@@ -104,12 +120,12 @@ class DetectionTask:
         self.score_threshold = score_threshold
 
     def pixels(self, image: Image) -> Image:
-        """The frame as it is: detectors resize by themselves."""
+        """The frame as it is: detectors resize by themselves, and give boxes in its coordinates."""
         return image
 
     def prepare(self, images: Sequence[Image], device: torch.device | str = "cpu") -> list[torch.Tensor]:
-        """A list of float tensors 3 x H x W in 0..1."""
-        return [torch.tensor(image, device=device).permute(2, 0, 1).float().div_(255) for image in images]
+        """A list of uint8 tensors 3 x H x W; see detector_frames."""
+        return [_shared(image).to(device).permute(2, 0, 1) for image in images]
 
     def answers(self, outputs: list[dict[str, torch.Tensor]], images: Sequence[Image]) -> list[Answer]:
         """Boxes at or above the threshold, best first."""
@@ -119,7 +135,14 @@ class DetectionTask:
         rows = zip(found["boxes"].tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True)
         kept = [row for row in rows if row[2] >= self.score_threshold and 0 < row[1] < len(self.classes)]
         kept.sort(key=lambda row: -row[2])
+        # Own detectors may give boxes that enclose nothing, or are no numbers; no feed would take these as labels.
         return [
             Box(self.classes[label], score, left, top, right - left, bottom - top)
             for (left, top, right, bottom), label, score in kept
+            if left < right and top < bottom
         ]
+
+
+def _shared(image: Image) -> torch.Tensor:
+    """The frame's own memory where torch takes it; what came out of Ray's object store is read-only."""
+    return torch.from_numpy(image if image.flags.writeable else image.copy())

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pyarrow import fs
 
 from gemel_ray.spec.errors import InputError, StoreError
+from gemel_ray.spec.uris import without_secrets
 from gemel_ray.weights.http_store import HTTP_TYPE, http_system
 
 LOCK = ".lock"
@@ -55,17 +57,7 @@ class Files:
         StoreError where opening it fails.
         """
         text = str(uri)
-        if "://" not in text:
-            return cls(fs.LocalFileSystem(), absolute_uri(text))
-        try:
-            over_http = text.lower().startswith(("http://", "https://"))
-            system, root = http_system(text) if over_http else fs.FileSystem.from_uri(text)
-        except (ValueError, NotImplementedError, OSError) as error:
-            kind = StoreError if isinstance(error, OSError) else InputError
-            raise kind(
-                f"store {text!r} cannot be opened ({error}); give a folder or a URI such as s3://... or https://..."
-            ) from error
-        return cls(system, root)
+        return cls(*_opened(text)) if "://" in text else cls(fs.LocalFileSystem(), absolute_uri(text))
 
     @property
     def can_list(self) -> bool:
@@ -237,14 +229,33 @@ class Files:
     def _told(self, name: str, done: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, pa.ArrowException) as error:
             reading = done in ("read", "listed", "looked up")
             way_out = (
                 "check the address, the connection and the permissions"
                 if reading
                 else "free space or correct permissions there and run the command again (nothing half-written is left)"
             )
-            raise StoreError(f"{self.locate(name)} cannot be {done}: {error.strerror or error}; {way_out}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise StoreError(f"{self.locate(name)} cannot be {done}: {reason}; {way_out}") from error
+
+
+def _opened(uri: str) -> tuple[fs.FileSystem, str]:
+    """A file system, and the root in it."""
+    try:
+        over_http = uri.lower().startswith(("http://", "https://"))
+        system, root = http_system(uri) if over_http else fs.FileSystem.from_uri(uri)
+        if not root:
+            raise ValueError("it names no bucket or folder")
+    except (ValueError, NotImplementedError, OSError) as error:
+        kind = StoreError if isinstance(error, OSError) else InputError
+        # The URI may hold keys, and libraries repeat it; without a cause, tracebacks in logs do not.
+        shown, reason = without_secrets(uri), str(error).partition("\n")[0]
+        raise kind(
+            f"store {shown!r} cannot be opened ({reason.replace(uri, shown)}); "
+            "give a folder or a URI such as s3://... or https://..."
+        ) from None
+    return system, root
 
 
 def _sync_folder(folder: Path) -> None:

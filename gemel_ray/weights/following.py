@@ -9,7 +9,7 @@ from gemel_ray.policy.transition import restricted
 from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.release import Manifest
 from gemel_ray.weights.cache import Fetched, LocalCache
-from gemel_ray.weights.maintenance import originals_of, revert_queries
+from gemel_ray.weights.maintenance import originals_of, revert_served
 from gemel_ray.weights.store import Store, open_store
 
 _ORIGINALS = "originals.json"
@@ -86,17 +86,18 @@ class Follower:
             return last
         return root
 
-    def revert(self, manifest: Manifest, query: str) -> None:
-        """Publish a release in which a query runs its original again, unless HEAD has other weights of it by now.
+    def revert(self, manifest: Manifest, query: str) -> int | None:
+        """Publish a release in which a query runs its original again; None, and nothing is published, where HEAD has
+        other weights of it by now.
 
         Raises StoreError where the store cannot be written, InputError where HEAD is not followed.
         """
         if self._release is not None:
             raise InputError(f"this box stays with release {self._release}")
-        head = self.store.manifest()
-        if query in head.queries and head.queries[query].weights == manifest.queries[query].weights:
-            revert_queries(self.store, [query])
+        published = revert_served(self.store, manifest, query)
+        return published.release if published else None
 
     def settle(self, manifest: Manifest) -> None:
-        """This release is being served: it is the one to start with the next time. Raises StoreError."""
-        self._cache.save_manifest(manifest)
+        """This release is being served: it is the one to start with the next time, and what neither it, nor the one
+        before, nor originals need goes. Raises StoreError."""
+        self._cache.settle(manifest)

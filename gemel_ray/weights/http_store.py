@@ -17,7 +17,7 @@ from datetime import datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from typing import IO, Any, NoReturn
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urlsplit, urlunsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -35,12 +35,24 @@ _MOST_BYTES = 4 << 30
 
 
 def http_system(uri: str) -> tuple[fs.FileSystem, str]:
-    """A pyarrow file system and the root in it for an http:// or https:// URI. ValueError for one without a host."""
-    parts = urlsplit(uri)
+    """A pyarrow file system and the root in it for an http:// or https:// URI. ValueError for one that is none."""
+    parts = _parts(uri)
     if not parts.hostname or parts.query or parts.fragment or parts.username or parts.password:
         raise ValueError(f"write https://host/path, and a password or token into the variable {TOKEN_VARIABLE}")
     root = urlunsplit((parts.scheme.lower(), parts.netloc, parts.path, "", ""))
     return fs.PyFileSystem(_HttpHandler(root)), root
+
+
+def _parts(uri: str) -> SplitResult:
+    try:
+        parts = urlsplit(uri)
+        # Raises where a label is empty, as in a..b, or the port is no number, and would do so in the middle of a read.
+        (parts.hostname or "").encode("idna")
+        _ = parts.port
+    except ValueError:
+        # What is wrong may be a piece of a password, which its message would repeat.
+        raise ValueError("its host or port is no valid one") from None
+    return parts
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):

@@ -178,12 +178,16 @@ class Store:
         Raises MissingBlobError, and publishes nothing, when a blob it names is absent.
         """
         with self._files.exclusively():
-            for sha in sorted(manifest.blobs):
-                if not self.has_blob(sha):
-                    raise MissingBlobError(f"{self.locate_blob(sha)} is missing; put the blobs before the manifest")
-            numbered = self._write_manifest(manifest)
-            if head:
-                self._write_head(numbered.release)
+            return self.publish_within(manifest, head=head)
+
+    def publish_within(self, manifest: Manifest, *, head: bool = True) -> Manifest:
+        """`publish`, for one who keeps other publishers out already."""
+        for sha in sorted(manifest.blobs):
+            if not self.has_blob(sha):
+                raise MissingBlobError(f"{self.locate_blob(sha)} is missing; put the blobs before the manifest")
+        numbered = self._write_manifest(manifest)
+        if head:
+            self._write_head(numbered.release)
         _log.info(
             "published release %d of %s: %d bytes, %d unmerged",
             numbered.release, numbered.workload_name, numbered.bytes_after, numbered.bytes_before,
@@ -258,8 +262,8 @@ class Store:
     # maintenance
 
     def exclusively(self, lock: str = LOCK, *, wait: bool = True) -> AbstractContextManager[bool]:
-        """Keep publishers, or others that ask for that lock, out meanwhile; see Files.exclusively. Publishing inside
-        would wait for itself."""
+        """Keep publishers, or others that ask for that lock, out meanwhile; see Files.exclusively. `publish` inside
+        would wait for itself: there it is `publish_within`."""
         return self._files.exclusively(lock, wait=wait)
 
     def blobs(self) -> dict[str, Entry]:

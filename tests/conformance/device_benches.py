@@ -13,7 +13,7 @@ from gemel_ray.engine.blobs import open_blobs
 from gemel_ray.engine.device import TorchDevice
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
-from gemel_ray.spec.actions import Done, Evict, Infer, Load
+from gemel_ray.spec.actions import Done, Evict, Infer, Load, Withdrawn
 from gemel_ray.spec.plan import EdgePlan, PlannedQuery
 
 WAIT_S = 60
@@ -44,8 +44,11 @@ class SimulatedBench:
     def __init__(self, release):
         self.plan = plan_of_release(release.manifest)
 
-    def device(self, budget_bytes, frames=(), *, broken=None, ledger=Ledger):
-        """A device that knows these frames, all of which arrive before it stops; the weight `broken` cannot load."""
+    def device(self, budget_bytes, frames=(), *, broken=None, ledger=Ledger, withdrawn=()):
+        """A device that knows these frames, all of which arrive before it stops; the weight `broken` cannot load.
+
+        Nobody waits any more for those `withdrawn` once all have arrived.
+        """
         known = {frame.frame for frame in frames}
 
         def failure_of(action):
@@ -53,7 +56,10 @@ class SimulatedBench:
                 return "broken" if action.weight == broken else None
             return None if known.issuperset(action.frames) else "no such frame"
 
-        return SimulatedDevice(self.plan, frames, ledger=ledger(budget_bytes), failure_of=failure_of)
+        withdrawals = [Withdrawn(frame, 0.0) for frame in withdrawn]
+        return SimulatedDevice(
+            self.plan, frames, ledger=ledger(budget_bytes), failure_of=failure_of, withdrawals=withdrawals
+        )
 
     def peak_bytes(self, device):
         return device.peak_bytes
@@ -82,7 +88,7 @@ class TorchBench:
         self._manifest = release.manifest
         self._devices = []
 
-    def device(self, budget_bytes, frames=(), *, broken=None, ledger=Ledger):
+    def device(self, budget_bytes, frames=(), *, broken=None, ledger=Ledger, withdrawn=()):
         """See SimulatedBench."""
         blobs = dict(self._blobs)
         if broken is not None:
@@ -93,6 +99,8 @@ class TorchBench:
         device.frames.update({frame.frame: noise(frame.frame) for frame in frames})
         for frame in frames:
             device.arrive(frame)
+        for frame in withdrawn:
+            device.withdraw(frame)
         device.stop()
         return device
 

@@ -10,7 +10,7 @@ from gemel_ray.edge.ledger import Ledger
 from gemel_ray.edge.loop import run
 from gemel_ray.edge.scheduler import Scheduler
 from gemel_ray.policy.eviction import EVICTIONS
-from gemel_ray.spec.actions import Answered, Evict, Frame, Infer, Load
+from gemel_ray.spec.actions import Answered, Dropped, Evict, Frame, Infer, Load
 from gemel_ray.spec.errors import OverBudgetError
 
 QUERIES = ("north_cars", "south_cars", "north_people", "south_people")
@@ -43,10 +43,10 @@ def budget_for(bench, *queries):
     return bytes_of(bench.plan, *queries) + 2 * WORKSPACE_BYTES
 
 
-def serve(bench, budget_bytes, frames, *, eviction="furthest_next_use", overlap=True, ledger=Ledger):
+def serve(bench, budget_bytes, frames, *, eviction="furthest_next_use", overlap=True, ledger=Ledger, withdrawn=()):
     """What the scheduler gave as verdicts, and the audited device."""
     plan = replace(bench.plan, budget_bytes=budget_bytes, overlap=overlap)
-    device, verdicts = Audit(bench.device(budget_bytes, frames, ledger=ledger), bench), []
+    device, verdicts = Audit(bench.device(budget_bytes, frames, ledger=ledger, withdrawn=withdrawn), bench), []
     run(Scheduler(replace(plan, eviction=eviction)), device, verdicts.append)
     return verdicts, device
 
@@ -77,6 +77,16 @@ def test_the_actions_tell_a_whole_story(bench):
     assert loads == dict.fromkeys(bench.plan.weight_bytes, 1)
     computed = [frame for action in device.actions if isinstance(action, Infer) for frame in action.frames]
     assert sorted(computed) == [frame.frame for frame in frames]
+
+
+def test_frames_that_nobody_waits_for_are_not_computed(bench):
+    frames = rounds_of_frames()
+    verdicts, device = serve(bench, budget_for(bench, *QUERIES[1:3]), frames, withdrawn=frames[1::2])
+    assert len(verdicts) == len(frames)
+    assert {verdict.frame for verdict in verdicts if isinstance(verdict, Answered)} == {*frames[::2]}
+    assert {verdict.reason for verdict in verdicts if isinstance(verdict, Dropped)} == {"withdrawn"}
+    computed = [frame for action in device.actions if isinstance(action, Infer) for frame in action.frames]
+    assert sorted(computed) == [frame.frame for frame in frames[::2]]
 
 
 @pytest.mark.parametrize("wrong", [ForgetfulLedger, LeakyLedger])

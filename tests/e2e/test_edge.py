@@ -274,6 +274,9 @@ def test_tokens_are_asked_for_and_nobody_reads_along(folder):
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             box.answer()
         assert box.answer(Authorization=f"Bearer {TOKEN}")[1] == 1
+        reading = {"Authorization": f"Bearer {READ_TOKEN}"}
+        (folder / "read").write_text("t" * 32)
+        box.wait_for(lambda: box.client.get("/v1/status", headers=reading).status_code == 401)
 
 
 def test_what_is_wrong_is_told_before_anything_is_served(folder):

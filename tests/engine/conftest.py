@@ -30,6 +30,10 @@ class HandMade:
         """The `fetch` of this release."""
         return self.folder / f"{sha}.safetensors"
 
+    def put(self, tensors):
+        """Write tensors as a further blob; its name and info."""
+        return put(self.folder, tensors)
+
     def direct(self, query, images):
         """What the plain model answers."""
         spec = self.manifest.queries[query].query

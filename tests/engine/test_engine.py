@@ -234,10 +234,31 @@ def test_old_objects_are_set_aside_from_garbage_collection_while_it_serves(four,
 
 def test_a_frame_whose_caller_gave_up_harms_nobody(four, frame_of, engine_for):
     engine = engine_for(four, room_for(four, "cars"))
-    futures = [engine.submit("cars", frame_of(seed), droppable=False) for seed in range(8)]
+    futures = [engine.submit("cars", frame_of(seed), droppable=seed % 2 == 0) for seed in range(8)]
     given_up = [future.cancel() for future in futures]
     assert any(given_up)
     assert engine.submit("cars", frame_of(), droppable=False).result(timeout=WAIT_S).fresh
+
+
+def test_a_frame_whose_caller_gave_up_is_not_computed_and_its_pixels_are_let_go_of(four, frame_of, engine_for):
+    engine = engine_for(four, room_for(four, "cars"))
+    kept, given_up = ([engine.submit("cars", frame_of(), droppable=False) for _ in range(32)] for _ in range(2))
+    assert all(future.cancel() for future in given_up)
+    assert all(answer.fresh for answer in answers_of(kept))
+    assert engine.submit("cars", frame_of(), droppable=False).result(timeout=WAIT_S).fresh
+    counts = engine.status().queries["cars"]
+    assert (counts.arrived, counts.answered, counts.stale, counts.withdrawn) == (65, 33, 0, 32)
+    waiting = engine.waiting("cars")
+    assert (waiting.pixel_bytes, waiting.frames) == (0, 0)
+    assert waiting.frame_ms > 0
+
+
+@pytest.mark.parametrize("slo_ms", [float("nan"), float("inf"), 0.0, -1.0])
+def test_an_slo_that_is_no_time_is_refused(four, frame_of, engine_for, slo_ms):
+    engine = engine_for(four, room_for(four, "cars"))
+    with pytest.raises(FrameError, match=f"slo_ms is {slo_ms}; give a finite number of milliseconds above 0"):
+        engine.submit("cars", frame_of(), slo_ms=slo_ms)
+    assert engine.waiting("cars").pixel_bytes == 0
 
 
 def test_many_threads_may_ask_at_once(four, frame_of, engine_for):

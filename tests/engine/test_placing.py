@@ -9,8 +9,12 @@ from typer.testing import CliRunner
 
 from gemel_ray.cli.placing import register
 from gemel_ray.engine.placing import PlacingOptions, place_store
-from gemel_ray.spec.errors import InputError, OverBudgetError
+from gemel_ray.engine.simulating import SimulationOptions, simulate_store
+from gemel_ray.spec.errors import InputError, ModelError, OverBudgetError
 from gemel_ray.spec.workload import parse_workload
+from gemel_ray.training.releases import publish_originals
+from gemel_ray.vision.models import build_model
+from gemel_ray.weights.store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +106,27 @@ def test_the_command_prints_tables_and_json(made, tmp_path, command):
     assert all(name in told.output for name in (*CLASSIFIERS, "box-0", "box-1"))
     document = json.loads(CliRunner().invoke(command, [*arguments, "--json"]).stdout)
     assert {row["query"] for row in document["queries"]} == set(CLASSIFIERS)
+
+
+@pytest.fixture
+def own_models(tmp_path):
+    """A workload of a model by factory, and the store of its original."""
+    workload = workload_of("64MiB", queries=["cars"])
+    workload["queries"][0]["model"] = {
+        "factory": "torchvision.models:squeezenet1_1", "task": "classification", "input_size": 64,
+        "classes": ["background", "car"],
+    }  # fmt: skip
+    found = parse_workload(workload, source="test", base=tmp_path)
+    models = {query.name: build_model(query.model, allow_factories=True) for query in found.queries}
+    publish_originals(open_store(tmp_path / "store", create=True), found, models, seed=0)
+    return found, tmp_path / "store"
+
+
+def test_own_models_are_estimated_where_their_factories_are_allowed(own_models):
+    workload, store = own_models
+    with pytest.raises(ModelError, match="--allow-factories"):
+        place_store(workload, str(store), PlacingOptions(rates=("t4",)))
+    document = place_store(workload, str(store), PlacingOptions(rates=("t4",), allow_factories=True))
+    assert [row["query"] for row in document["queries"]] == ["cars"]
+    options = SimulationOptions(rates="t4", policy="ours", memory="64MiB", seconds=1, allow_factories=True)
+    assert simulate_store(str(store), options)[0]["goodput_fraction"] == {"cars": 1.0}

@@ -226,7 +226,9 @@ def test_a_release_that_does_not_fit_is_refused_and_the_old_one_stays(releases, 
 
 def test_queries_come_and_go_with_releases(releases, engine, cache):
     made = releases[0][1]
+    assert engine.submit("south_cars", FRAMES[0], droppable=False).result(timeout=WAIT_S).fresh
     engine.roll(restricted(made.manifest, ["north_cars"]), cache.fetch)
+    assert engine._running().samples.of("south_cars") == ()
     assert list(engine.status().queries) == ["north_cars"]
     with pytest.raises(ServingError, match="no query 'south_cars' is served here"):
         engine.submit("south_cars", FRAMES[0])

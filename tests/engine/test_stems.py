@@ -1,8 +1,12 @@
 """Queries of one feed with the same first layers compute them once a frame, and answer as if they had not."""
 
-from dataclasses import dataclass
+import gc
+import weakref
+from dataclasses import dataclass, replace
 
 import pytest
+from edge_plans import profile_of
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -11,6 +15,7 @@ from gemel_ray.engine.engine import Engine
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
 from gemel_ray.engine.stems import StemSharing
+from gemel_ray.spec.errors import StoreError
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 
 WAIT_S = 120
@@ -197,3 +202,78 @@ def test_an_engine_sets_memory_aside_and_shares_within_its_budget(made, frame_of
     assert 0 < engine.kept_bytes <= status.budget_bytes // 20
     assert status.workspace_bytes == engine.kept_bytes
     assert status.peak_bytes <= status.budget_bytes
+
+
+@pytest.fixture
+def pair(made, device):
+    """An engine that serves two queries with one stem, and the release to come."""
+    queries = {name: made.manifest.queries[name] for name in ("cars", "people")}
+    first = made.manifest.model_copy(update={"queries": queries})
+    profile = profile_of(queries, run_ms={1: 5.0}, workspace_bytes={1: 2**21}, load_bytes_per_ms=1e6)
+    engine = Engine(budget_bytes=2 * made.manifest.bytes_after, device=str(device), threads=1, allow_factories=True)
+    engine.start(first, made.path, profile)
+    yield engine, with_other_last_layers(made, first)
+    engine.stop()
+
+
+def with_other_last_layers(made, manifest):
+    """The next release, in which every private blob is another one and the stems are as before."""
+    queries, blobs = {}, dict(manifest.blobs)
+    for name, released in manifest.queries.items():
+        state = load_file(made.path(released.weights[""]))
+        sha, info = made.put(state | {"fc.weight": state["fc.weight"] * 1.001})
+        queries[name] = released.model_copy(update={"weights": {**released.weights, "": sha}})
+        blobs[sha] = info
+    return manifest.model_copy(update={"release": 2, "queries": queries, "blobs": blobs})
+
+
+def kept_by(engine, query):
+    """Where the newest batch of a query's stem lies."""
+    return engine._running().device.skeleton(query, engine.status().release).stemmed._kept
+
+
+def ask(engine, frame):
+    futures = [engine.submit(query, frame, droppable=False) for query in ("cars", "people")]
+    return [future.result(timeout=WAIT_S) for future in futures]
+
+
+def test_what_old_stems_kept_is_given_back_with_the_release_before_whether_garbage_is_collected_or_not(pair, made):
+    engine, following = pair
+    before = weakref.ref(kept_by(engine, "cars"))
+    gc.disable()
+    try:
+        engine.roll(following, made.path)
+        assert before() is None
+    finally:
+        gc.enable()
+    assert kept_by(engine, "cars") is kept_by(engine, "people")
+
+
+def test_no_file_is_asked_for_once_a_release_is_served(pair, made):
+    engine, following = pair
+
+    def fetch(sha):
+        if engine.status().release == 2:
+            raise StoreError("the store is away")
+        return made.path(sha)
+
+    assert engine.roll(following, fetch) == ("cars", "people")
+    assert kept_by(engine, "cars") is kept_by(engine, "people")
+
+
+class LateSharing(StemSharing):
+    """The disk fails just before stems are settled."""
+
+    def share(self, manifest, skeletons, blobs, most_bytes):
+        lost = {sha: replace(blob, path=blob.path.with_suffix(".gone")) for sha, blob in blobs.items()}
+        return super().share(manifest, skeletons, lost, most_bytes)
+
+
+def test_a_release_whose_stems_cannot_be_settled_is_served_without_them(pair, made, frame_of, caplog):
+    engine, following = pair
+    late = LateSharing()
+    late._forms, engine._stems = engine._stems._forms, late
+    assert engine.roll(following, made.path) == ("cars", "people")
+    assert "release 2 shares no stems" in caplog.text
+    assert engine._running().device.skeleton("cars", 2).stemmed is None
+    assert [given.release for given in ask(engine, frame_of(1))] == [2, 2]

@@ -4,11 +4,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from edge_plans import profile_of
 from tiny_release import publish_tiny_release
 
 from gemel_ray.engine.blobs import open_blobs
 from gemel_ray.engine.models import build_skeletons
 from gemel_ray.engine.residence import Residence
+from gemel_ray.policy.released import released_plans
+from gemel_ray.spec.profile import QueryProfile
 from gemel_ray.weights.store import open_store
 
 DOGS = "yard_dogs"
@@ -32,9 +35,13 @@ def test_pieces_are_needed_one_after_the_other(tiny, frame_of, device):
     skeleton, blobs, residence = resident(tiny, device)
     assert len(blobs) > 1
     first_use = skeleton.first_uses([frame_of()], residence)
-    keys = list(tiny.manifest.queries[DOGS].weights)
-    assert first_use.keys() == set(keys)
-    assert all(first_use[one] < first_use[other] for one, other in pairwise(keys))
+    watched = QueryProfile(run_ms={1: 5.0}, workspace_bytes={1: 2**20}, first_use=first_use)
+    profile = profile_of([DOGS]).model_copy(update={"queries": {DOGS: watched}})
+    plan = released_plans(tiny.manifest, profile, "ours_released", budget_bytes=10**9)[0].plan
+    (query,) = plan.queries
+    pieces = list(tiny.manifest.queries[DOGS].weights.values())
+    assert query.weights == tuple(pieces)
+    assert all(query.needed_after[one] < query.needed_after[other] for one, other in pairwise(pieces))
 
 
 def test_one_piece_gone_and_back_a_model_answers_as_the_plain_one(tiny, frame_of, device):

@@ -46,7 +46,8 @@ _WALL_CLOCK = {
     "serving/event_log.py": "when something happened, for people; the order is that of the log",
     "training/releases.py": "when a release was made, for people",
     "weights/files.py": "how long ago another process wrote a file",
-    "weights/maintenance.py": "when a release was made, and how long ago a file was written",
+    "weights/garbage.py": "how long ago another process wrote a file",
+    "weights/maintenance.py": "when a release was made, for people",
 }
 
 

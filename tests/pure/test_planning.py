@@ -113,3 +113,26 @@ def test_a_weight_of_two_places_is_needed_at_the_earlier_one_and_what_nobody_wat
     profile = profile.model_copy(update={"queries": {"q": watched}})
     (query,) = in_order_of_use(plan_node(manifest, profile, budget_bytes=100), manifest, profile).queries
     assert query.needed_after == {blob("a"): 0.2, blob("b"): 0.0}
+
+
+# In the order of a run: two layers that others share, by themselves and together with more, and two private pieces.
+DIVIDED = {"one": "one", "..two.conv": "common", "": "rest", ".four": "more"}
+WATCHED = {"one": 0.1, "two.conv": 0.2, "two.norm": 0.3, "three.conv": 0.4, "four.0": 0.6, "four.1": 0.7}
+
+
+def needed_after(first_use):
+    manifest = manifest_of({"q": DIVIDED.values()}, dict.fromkeys(DIVIDED.values(), 1))
+    released = manifest.queries["q"].model_copy(update={"weights": {key: blob(w) for key, w in DIVIDED.items()}})
+    manifest = manifest.model_copy(update={"queries": {"q": released}})
+    profile = profile_of(["q"])
+    watched = profile.queries["q"].model_copy(update={"first_use": first_use})
+    profile = profile.model_copy(update={"queries": {"q": watched}})
+    (query,) = in_order_of_use(plan_node(manifest, profile, budget_bytes=100), manifest, profile).queries
+    return [query.needed_after[blob(weight)] for weight in DIVIDED.values()]
+
+
+def test_what_was_watched_of_modules_holds_for_whatever_weight_sets_a_release_makes_of_them():
+    assert needed_after(WATCHED) == [0.1, 0.2, 0.3, 0.6]
+    # As a profile of the whole model in one weight set says it.
+    assert needed_after({"": 0.0}) == [0.0, 0.0, 0.0, 0.0]
+    assert needed_after({key: 0.5 for key in DIVIDED}) == [0.5, 0.5, 0.5, 0.5]

@@ -56,6 +56,8 @@ def test_a_release_that_fails_on_its_first_node_goes_back_and_no_further():
     assert decision.change is None
     assert decision.blocked == "release 2 on x: 3 frames failed since it is served"
     assert decision.is_settled
+    # Once the refusal is over, it is tried there again.
+    assert decide(nodes | {"x": node(1, "ab", former=2)}, 2, HOMES, RULES).change.release == 2
 
 
 def test_a_release_that_a_node_refused_is_not_tried_on_another():

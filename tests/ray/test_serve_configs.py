@@ -10,6 +10,7 @@ import typer
 import yaml
 from kuberay_schema import RESOURCES
 from ray.serve.schema import ServeDeploySchema
+from tiny_release import publish_tiny_release
 
 from gemel_ray.cli.main import app
 from gemel_ray.serving.options import parse_options
@@ -45,6 +46,17 @@ def test_there_is_a_configuration_for_one_machine_and_one_for_several():
     options = parse_options(fleet["applications"][0]["args"])
     assert options.has_controller
     assert len({tuple(node.labels.items()) for node in options.nodes}) == len(options.nodes) > 1
+
+
+def test_engine_and_controller_are_told_the_release_of_today_unless_head_is_watched(tmp_path):
+    from gemel_ray.serving.app import build
+
+    publish_tiny_release(tmp_path / "store", ("north_cars",))
+    nodes = [{"name": name, "memory": "64MiB"} for name in ("box-a", "box-b")]
+    for watch, release in ((False, 1), (True, None)):
+        built = build({"store": str(tmp_path / "store"), "nodes": nodes, "watch": watch})
+        parts = [part._bound_deployment.init_args[0] for part in built._bound_deployment.init_args]
+        assert [part["release"] for part in parts] == [release] * 3
 
 
 def manifest(name):

@@ -40,11 +40,17 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def service(ray_session, tiny, tmp_path_factory):
+def read_file(tmp_path_factory):
+    file = tmp_path_factory.mktemp("tokens") / "read"
+    file.write_text(READ + "\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def service(ray_session, tiny, read_file, tmp_path_factory):
     node = NodeOptions(memory=int(0.8 * tiny.manifest.bytes_after), device="cpu", threads=1)
     folder = tmp_path_factory.mktemp("cache")
-    (folder / "read-token").write_text(READ + "\n")
-    tokens = {"admin": TokenSource(env="GEMEL_TEST_TOKEN"), "read": TokenSource(file=str(folder / "read-token"))}
+    tokens = {"admin": TokenSource(env="GEMEL_TEST_TOKEN"), "read": TokenSource(file=str(read_file))}
     with pytest.MonkeyPatch.context() as patch:
         # Known here alone: Ray's workers are running already, and are told hashes only.
         patch.setenv("GEMEL_TEST_TOKEN", ADMIN)
@@ -205,6 +211,21 @@ def test_a_role_is_kept_to_what_is_its_own(service):
     assert httpx.get(f"{service.url}/v1/status", headers=headers, timeout=PATIENCE_S).status_code == 200
     url = f"{service.url}/v1/queries/north_cars/frames"
     assert httpx.post(url, headers=headers, content=b"", timeout=PATIENCE_S).status_code == 403
+
+
+def test_a_token_that_was_taken_out_of_its_file_is_soon_refused(service, read_file):
+    def answered(token):
+        url, headers = f"{service.url}/v1/status", {"Authorization": f"Bearer {token}"}
+        return httpx.get(url, headers=headers, timeout=PATIENCE_S).status_code
+
+    assert answered(READ) == 200
+    read_file.write_text("new" + READ)
+    deadline = time.monotonic() + PATIENCE_S
+    while answered("new" + READ) != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert (answered(READ), answered(ADMIN)) == (401, 200)
+    read_file.write_text(READ)
 
 
 def test_nvidia_s_client_gets_binary_answers_like_direct_forward_passes(service, tiny):

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import tracemalloc
 
 import httpx
 import numpy as np
@@ -139,6 +140,17 @@ def test_bytes_that_are_cut_are_never_taken(elements, data):
     cut = data.draw(st.integers(0, len(packed) - 1))
     with pytest.raises(FrameError, match=r"reaches to byte|'shape' says"):
         binary.elements("x", len(elements), packed[:cut])
+
+
+def test_a_body_of_zeros_is_no_tensor_of_millions_of_empty_elements():
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match="more elements of BYTES arrived, 'shape' says 2"):
+            binary.elements("x", 2, bytes(4_000_000))
+        assert tracemalloc.get_traced_memory()[1] < 4_100_000, "nothing but the body itself"
+    finally:
+        tracemalloc.stop()
+    assert binary.elements("x", 2, bytes(8)) == [b"", b""]
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=6))

@@ -60,6 +60,23 @@ def test_a_pinned_release_stays_and_head_is_served_when_it_is_let_go(own):
     assert comes_to_serve(own, 3)["pinned"] is None
 
 
+def test_without_a_number_what_is_served_now_is_pinned_and_not_head(own):
+    own.store.publish(own.store.manifest(1))
+    assert own.ask("/v1/pin", "POST").json() == {"release": 2, "pinned": 2, "told": "release 2 is pinned"}
+    assert (own.store.pinned(), own.store.head()) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("served", "told"),
+    [((), "nothing is served yet"), ((2, 1), r"releases \[1, 2\] are served"), ((1_000_000_002,), "this box's own")],
+)
+def test_what_cannot_be_pinned_is_told_with_the_way_out(original, served, told):
+    for wish in [Wish(kind="pin")] if len(served) != 1 else [Wish(kind="pin"), Wish(kind="pin", release=served[0])]:
+        with pytest.raises(ConflictError, match=rf"{told}.*POST /v1/pin\?release=3"):
+            StoreChanges(original.store.locate(), follows=True).do(wish, served)
+    assert original.store.pinned() is None
+
+
 def test_what_does_not_exist_is_told_and_nothing_changes(original):
     unknown = original.ask("/v1/queries/north_car/revert", "POST")
     assert (unknown.status_code, "did you mean 'north_cars'" in unknown.json()["error"]) == (404, True)

@@ -14,6 +14,8 @@ from gemel_ray.policy.rollout import Rules
 from gemel_ray.serving.assigned_engine import AssignedEngine
 from gemel_ray.serving.control import Control
 from gemel_ray.serving.event_log import EventLog
+from gemel_ray.serving.options import parse_options
+from gemel_ray.serving.releases import with_release
 from gemel_ray.spec.errors import ServingError
 from gemel_ray.spec.profile import DeviceProfile, QueryProfile
 from gemel_ray.spec.release import BlobInfo
@@ -342,6 +344,16 @@ def test_without_following_head_the_first_release_stays(store, fleet):
     store[1].set_head(2)
     settle(control)
     assert control.reply.target == 1
+
+
+def test_without_following_head_the_release_of_the_deployment_outlives_its_controller(store, fleet):
+    deployed = with_release(parse_options({"store": fleet.store, "nodes": [{"memory": "64MiB"}]}))
+    settle(control_of(fleet, release=deployed.release, follow=False))
+    store[1].set_head(2)
+    again = control_of(fleet, release=deployed.release, follow=False)
+    settle(again)
+    assert again.reply.target == 1
+    assert {report.release for report in served(fleet).values() if report.queries} == {1}
 
 
 def test_a_store_that_is_away_changes_nothing_and_is_told(store, fleet):

@@ -5,40 +5,33 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 
 import pytest
-from drift_kit import BAD, FRAMES, GOOD, a_workload, publish_drifting
+from drift_boxes import DRIFT, Cluster, Frames, boxes_on, drift_of, feed, status_of
+from drift_kit import BAD, GOOD, a_workload, publish_drifting
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemel_ray.policy.drift import DriftState, observe
 from gemel_ray.serving.drift_memory import DriftMemory
 from gemel_ray.serving.drift_options import DriftOptions, RemergeOptions
-from gemel_ray.serving.drift_reports import DriftEvent, DriftReply
+from gemel_ray.serving.drift_reports import Drift, DriftEvent, DriftReply
 from gemel_ray.serving.drift_response import DriftResponse, with_feed
 from gemel_ray.serving.drift_watch import compared
-from gemel_ray.serving.edge_box import EdgeBox
-from gemel_ray.serving.options import EdgeOptions, NodeOptions
 from gemel_ray.spec.answers import Box, Classified, Detected
-from gemel_ray.spec.errors import OverBudgetError, ServingError
+from gemel_ray.spec.errors import OverBudgetError
 from gemel_ray.spec.feeds import ImageFolderFeed
 from gemel_ray.spec.workload import load_workload
 from gemel_ray.vision.feeds.opening import open_feed
 from gemel_ray.vision.metrics import compare
 from gemel_ray.weights.store import open_store
 
-NEVER_S = 80_000
-WAIT_S = 120
-# Every frame that comes is sampled, nearly.
-DRIFT = DriftOptions(sample_every_s=1e-3, false_alarm_days=1e-4)
-
-
 # Drift is found so late that a restart comes before.
 WATCHED = DRIFT.model_copy(update={"false_alarm_days": 30_000})
 WATCH_AND_WAIT = """
 import sys, json, time
 from pathlib import Path
+from drift_boxes import *
 from test_drift_watch import *
 store, folder = Path(sys.argv[1]), Path(sys.argv[2])
 options = EdgeOptions(cache=str(folder / "disk"), poll_every_s=NEVER_S, threads=1, drift=WATCHED)
@@ -58,36 +51,8 @@ def store(tmp_path):
 
 @pytest.fixture
 def box_of(store, tmp_path):
-    boxes = []
-
-    def make(drift=DRIFT, memory=1 << 26, **more):
-        options = EdgeOptions(cache=str(tmp_path / "disk"), poll_every_s=NEVER_S, threads=1, drift=drift)
-        node = NodeOptions(memory=memory, device="cpu")
-        boxes.append(EdgeBox(str(store), node, options, workload=a_workload(tmp_path), **more))
-        boxes[-1].start()
-        return boxes[-1]
-
-    yield make
-    for box in boxes:
-        box.stop()
-
-
-def feed(box, until, queries=(BAD, GOOD)):
-    """Send frames until something is so."""
-    end, turn = time.monotonic() + WAIT_S, 0
-    while not until():
-        assert time.monotonic() < end
-        for query in queries:
-            box._engine.submit(query, FRAMES[turn % len(FRAMES)], droppable=False).result(60)
-        turn += 1
-
-
-def status_of(client):
-    return client.get("/v1/status").json()
-
-
-def drift_of(client, query):
-    return next(found["drift"] for found in status_of(client)["queries"] if found["name"] == query)
+    with boxes_on(store, tmp_path) as make:
+        yield make
 
 
 def test_a_query_that_drifted_runs_its_original_again_and_the_other_one_stays(store, box_of, client_of, tmp_path):
@@ -149,7 +114,7 @@ def test_an_original_that_does_not_fit_is_not_reverted_to(store, box_of, client_
     box = box_of()
     monkeypatch.setattr(box._engine, "budget_bytes", 1000)
     with pytest.raises(OverBudgetError, match="raise the budget"):
-        box.revert(BAD)
+        box.revert(BAD, 2)
     client = client_of(box)
     feed(box, lambda: status_of(client)["drift_events"])
     (event,) = status_of(client)["drift_events"]
@@ -219,35 +184,16 @@ def test_nobody_watches_unless_asked_to(store, box_of, client_of):
     assert drift_of(client_of(box), BAD) is None
 
 
-class Cluster:
-    """What jobs were asked for; refuses as long as it is away."""
-
-    def __init__(self):
-        self.jobs, self.is_away = [], True
-
-    def __call__(self, options, folder, arguments):
-        if self.is_away:
-            raise ServingError("away")
-        self.jobs.append((options.address, folder, arguments))
-        return f"job-{len(self.jobs)}"
-
-
-class Frames(list):
-    """As many kept frames as a test wants."""
-
-    def feed(self, *, fps):
-        return ImageFolderFeed(kind="image_folder", path=str(self.folder / "frames"), fps=fps)
-
-
 def test_a_re_merge_is_submitted_once_there_are_frames_enough_and_somebody_who_takes_it(tmp_path):
     cluster, kept = Cluster(), Frames(range(199))
     kept.folder = tmp_path / BAD
     options = DriftOptions(remerge=RemergeOptions(address="http://head:8265", frames=200, arguments=("--trials", "9")))
     response = DriftResponse(
         options, a_workload(tmp_path), "s3://bucket/store", tmp_path,
-        revert=lambda query: (3, "done"), kept=lambda query: kept, submit=cluster,
+        revert=lambda query, release: (3, "done"), kept=lambda query: kept, submit=cluster,
     )  # fmt: skip
-    response(BAD, DriftReply(verdict="drifted", agreement=0.5, floor=0.9, samples=100, evidence_fraction=1), 9, 2)
+    reply = DriftReply(verdict="drifted", agreement=0.5, floor=0.9, samples=100, evidence_fraction=1)
+    assert response(Drift(BAD, reply, 9, "model"), 2)
     cluster.is_away = False
     response.submit_what_is_ready()
     assert cluster.jobs == [], "too few frames"

@@ -1,12 +1,25 @@
 """The application's arguments: strict, and helpful when wrong."""
 
+import socket
+
 import pytest
 
-from gemel_ray.serving.machine import check_port
+from gemel_ray.serving.machine import check_port, service_url
 from gemel_ray.serving.options import parse_options
-from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.errors import InputError, ServingError
 
 NODE = {"name": "box-a", "memory": "64MiB"}
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+WITH_IPV6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 
 def test_an_unknown_argument_is_named_with_the_nearest_known_one():
@@ -30,6 +43,28 @@ def test_absurdly_many_threads_are_refused():
 def test_what_is_no_address_to_listen_at_is_wrong_input(host, port):
     with pytest.raises(InputError, match=r"is no address to listen at; ports are 1 to 65535"):
         check_port(host, port)
+
+
+@pytest.mark.parametrize(
+    ("host", "family", "url"),
+    [
+        ("127.0.0.1", socket.AF_INET, "http://127.0.0.1:{}"),
+        pytest.param("::1", socket.AF_INET6, "http://[::1]:{}", marks=WITH_IPV6),
+    ],
+)
+def test_an_address_of_either_kind_may_be_listened_at_unless_it_is_taken(host, family, url):
+    with socket.create_server((host, 0), family=family) as taken:
+        port = taken.getsockname()[1]
+        assert service_url(host, port, is_secure=False) == url.format(port)
+        with pytest.raises(ServingError, match=f"{host}:{port} cannot be used .*; choose another port"):
+            check_port(host, port)
+    check_port(host, port)
+
+
+@WITH_IPV6
+def test_a_port_that_is_taken_over_ipv4_alone_is_free_over_ipv6():
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        check_port("::", taken.getsockname()[1])
 
 
 def test_two_nodes_of_one_name_are_refused():

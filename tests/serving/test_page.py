@@ -1,5 +1,6 @@
 """The status page in a real browser, over a real box: what it shows, what its buttons do, who can use it."""
 
+import datetime
 import re
 import shutil
 import time
@@ -141,6 +142,22 @@ def test_better_plans_that_were_gone_over_to_are_counted_once_there_are_any(own,
     assert "new plan" not in node.inner_text()
     own.box._engine._running().replans = 2
     node.get_by_text("2 new plans").wait_for()
+
+
+def test_what_happened_on_another_day_is_shown_with_its_date(running, open_page):
+    times = ["2026-01-02T12:00:00+00:00", datetime.datetime.now(datetime.UTC).isoformat()]
+
+    def with_events(route):
+        reply = route.fetch()
+        told = [{"at": at, "kind": "lost", "text": "gone", "node": None} for at in times]
+        route.fulfill(response=reply, json=reply.json() | {"events": told})
+
+    page = open_page(running)
+    page.route("**/v1/status", with_events)
+    page.locator("#events li").nth(1).wait_for()
+    today, another_day = page.locator("#events time").all_inner_texts()
+    assert ("2026" in another_day, str(datetime.date.today().year) in today) == (True, False)
+    assert len(another_day) > len(today)
 
 
 def test_a_revert_by_button_takes_an_admins_token_and_changes_head_and_the_page(own, open_page):

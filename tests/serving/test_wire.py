@@ -1,6 +1,7 @@
 """Open Inference Protocol messages: what is taken, what is refused, what comes back."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -71,6 +72,7 @@ def test_one_frame_may_come_without_the_batch_axis():
         ({"data": [2**70] * 6}, f"found {2**70}"),
         ({"data": [None] * 6}, "found None"),
         ({"data": [{}] * 6}, "found {}"),
+        ({"data": ["a" * 10_000, 0, 0, 0, 0, 0]}, r"found 'a{39}…$"),
         ({"data": [[0, 1, 2], [3, 4]]}, "nested unevenly"),
         ({"data": [[0, 1, 2], [3, 4, 5]]}, r"'data' has shape \[2, 3\]"),
         ({"data": []}, "holds 0 values"),
@@ -80,6 +82,18 @@ def test_one_frame_may_come_without_the_batch_axis():
 def test_a_bad_tensor_is_refused_with_the_field_the_value_and_the_way_out(changes, told):
     with pytest.raises(FrameError, match=told):
         images(request(**changes))
+
+
+@pytest.mark.parametrize("numbers", [5, 30_000])
+def test_a_long_text_among_numbers_takes_no_memory_for_each_of_them(numbers):
+    given = request(shape=[1, 2, 3], data=["a" * 30_000, *[0] * numbers])
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match=r"found 'aaa|needs 6"):
+            images(given)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from gemel_ray.policy.grouping import group_layers, group_repeats
 from gemel_ray.spec.merge import MergeConfiguration
 from gemel_ray.vision.alignment import align, permuted
 from gemel_ray.vision.binding import bind
+from gemel_ray.vision.checkpoints import put_state
 from gemel_ray.vision.inspection import inspect_model
 from gemel_ray.vision.permutations import permutable_spaces
 from gemel_ray.vision.slim import SLIM_BUILDERS
@@ -44,11 +45,13 @@ def build(name, seed=0, classes=3):
 def shuffled(model, seed=0):
     """The same function, its channels in another order."""
     other, rng = copy.deepcopy(model), np.random.default_rng(seed)
-    state = other.state_dict()
+    # Apart, since a tensor may have two names.
+    state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     for space in permutable_spaces(model):
         order = rng.permutation(space.size)
         for axis in space.axes:
-            state[axis.tensor].copy_(permuted(state[axis.tensor], axis, order))
+            state[axis.tensor] = permuted(state[axis.tensor], axis, order)
+    put_state(other, state)
     return other
 
 

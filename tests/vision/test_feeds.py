@@ -63,9 +63,9 @@ def test_dusk_darkens_the_end_of_the_clip():
     assert frames[-1].image.mean() < 0.6 * frames[0].image.mean()
 
 
-def write_video(path, frames=30, fps=30):
+def write_video(path, frames=30, fps=30, codec="mpeg4"):
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=fps)
+        stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for number in range(frames):
             image = np.full((48, 64, 3), 8 * number, np.uint8)
@@ -97,6 +97,18 @@ def test_a_folder_of_videos_is_played_in_order_of_name_as_one(tmp_path):
     (tmp_path / "10.mp4").write_bytes(b"none")
     with pytest.raises(FeedError, match=r"10\.mp4 cannot be opened as video"):
         list(feed.frames())
+
+
+def test_a_video_whose_clock_starts_anew_goes_on_where_it_was(tmp_path):
+    for name, frames in (("one.ts", 21), ("other.ts", 9), ("whole.ts", 30)):
+        write_video(tmp_path / name, frames, codec="mpeg2video")
+    (tmp_path / "joined.ts").write_bytes((tmp_path / "one.ts").read_bytes() + (tmp_path / "other.ts").read_bytes())
+    joined, whole = (
+        list(open_feed("v", VideoFeed(kind="video", uri=str(tmp_path / name), fps=10)).frames())
+        for name in ("joined.ts", "whole.ts")
+    )
+    assert [round(frame.time_s, 2) for frame in joined] == [round(frame.time_s, 2) for frame in whole]
+    assert joined[8].image.mean() < 30 < joined[7].image.mean()
 
 
 def test_a_folder_without_videos_is_told(tmp_path):

@@ -1,10 +1,15 @@
 """Frames kept on disk come back as a feed, within their bytes."""
 
+import contextlib
+import resource
+import signal
+import threading
+
 import numpy as np
 import pytest
 
 from gemel_ray.spec.answers import Box, Classified, Detected
-from gemel_ray.spec.errors import InputError
+from gemel_ray.spec.errors import InputError, StoreError
 from gemel_ray.spec.workload import ModelSpec
 from gemel_ray.vision.feeds.keeping import KeptFrames
 from gemel_ray.vision.feeds.opening import open_feed
@@ -85,3 +90,95 @@ def test_a_clock_that_jumps_does_not_change_which_frames_are_the_newest(tmp_path
         KeptFrames(tmp_path / "kept", CLASSIFIER, most_bytes=most_bytes).keep(frame(value), label("car"), at_ms)
     frames = open_feed("f", KeptFrames(tmp_path / "kept", CLASSIFIER, most_bytes=most_bytes).feed(fps=5)).frames()
     assert [round(float(found.image.mean())) for found in frames] == values[-3:]
+
+
+@contextlib.contextmanager
+def room_for(file_bytes):
+    """As on a disk that is nearly full: no file grows beyond so many bytes."""
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("model", "answer"), [(CLASSIFIER, label("car")), (DETECTOR, Detected(()))])
+def test_a_full_disk_leaves_whole_frames_and_nothing_of_the_one_that_did_not_fit(tmp_path, model, answer):
+    kept = KeptFrames(tmp_path / "kept", model, most_bytes=1 << 20)
+    kept.keep(NOISE, answer, 1)
+    files = sorted((tmp_path / "kept").rglob("*"))
+    with room_for(2000), pytest.raises(StoreError, match="cannot be written"):
+        kept.keep(NOISE, answer, 2)
+    assert sorted((tmp_path / "kept").rglob("*")) == files
+    assert (len(kept), len(list(open_feed("f", kept.feed(fps=5)).frames()))) == (1, 1)
+
+
+def test_annotations_never_name_a_frame_that_has_gone(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20)
+    for at_ms in range(20):
+        kept.keep(NOISE, Detected(()), at_ms)
+    spec, held = kept.feed(fps=5), kept.held_bytes
+    # Also by a process that starts anew, and did not write them.
+    for watching_of in (lambda: kept, lambda: KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=held)):
+        watching = watching_of()
+        watching._most_bytes = held
+        for at_ms in range(100, 140):
+            watching.keep(NOISE, Detected(()), at_ms)
+            assert watching.held_bytes <= held
+            assert len(list(open_feed("f", spec).frames())) > 10
+
+
+def test_where_annotations_cannot_follow_there_are_none(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20)
+    for at_ms in range(60):
+        kept.keep(frame(), Detected((Box("car", 0.9, 1, 2, 3, 4),)), at_ms)
+    kept.feed(fps=5)
+    kept._most_bytes = kept.held_bytes
+    with room_for(3000):
+        kept.keep(frame(), Detected(()), 100)
+    assert not (tmp_path / "kept" / "annotations.json").exists()
+    assert kept.held_bytes <= kept._most_bytes
+
+
+def test_frames_may_be_kept_while_another_thread_writes_the_annotations(tmp_path):
+    kept, ended = KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20), threading.Event()
+    for at_ms in range(50):
+        kept.keep(frame(), Detected(()), at_ms)
+
+    def keep_on():
+        while not ended.is_set():
+            kept.keep(frame(), Detected(()), 0)
+
+    keeping = threading.Thread(target=keep_on)
+    keeping.start()
+    try:
+        for _ in range(20):
+            assert len(list(open_feed("f", kept.feed(fps=5)).frames())) >= 50
+    finally:
+        ended.set()
+        keeping.join()
+
+
+def test_frames_answered_in_other_words_than_the_models_are_left_out(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20)
+    for at_ms, name in enumerate(("car", "person")):
+        kept.keep(frame(), Detected((Box(name, 0.9, 1, 2, 3, 4),)), at_ms)
+    renamed = DETECTOR.model_copy(update={"classes": ("background", "van", "person")})
+    feed = open_feed("f", KeptFrames(tmp_path / "kept", renamed, most_bytes=1 << 20).feed(fps=5))
+    assert [box.label for found in feed.frames() for box in found.boxes] == ["person"]
+    assert len(list(feed.frames())) == 1
+
+
+def test_what_a_process_left_that_died_while_it_kept_a_frame_is_removed(tmp_path):
+    kept = KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20)
+    kept.keep(frame(), Detected(()), 1)
+    files = sorted((tmp_path / "kept").rglob("*"))
+    (tmp_path / "kept" / "images" / ".writing-ab").write_bytes(b"half")
+    (tmp_path / "kept" / "images" / "000000000000002.boxes.json").write_text("{")
+    assert len(KeptFrames(tmp_path / "kept", DETECTOR, most_bytes=1 << 20)) == 1
+    assert sorted((tmp_path / "kept").rglob("*")) == files

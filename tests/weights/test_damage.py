@@ -8,7 +8,8 @@ from family_kit import grow_old, publish_family, release
 from weights_kit import files_below
 
 from gemel_ray.spec.errors import MissingReleaseError, StoreError
-from gemel_ray.weights.maintenance import collect_garbage, revert_head, revert_queries
+from gemel_ray.weights.garbage import collect_garbage
+from gemel_ray.weights.maintenance import revert_head, revert_queries
 from gemel_ray.weights.store import open_store
 
 

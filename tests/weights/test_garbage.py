@@ -20,7 +20,8 @@ from gemel_ray.spec.layers import LayerGroup, LayerRef
 from gemel_ray.spec.release import BlobInfo
 from gemel_ray.spec.trials import Outcome
 from gemel_ray.weights.files import Files
-from gemel_ray.weights.maintenance import collect_garbage, revert_head, revert_queries
+from gemel_ray.weights.garbage import collect_garbage
+from gemel_ray.weights.maintenance import revert_head, revert_queries
 from gemel_ray.weights.store import Store, open_store
 
 HERE = Path(__file__).parent
@@ -171,7 +172,7 @@ def test_whatever_is_removed_the_store_is_whole_and_what_stays_is_unchanged(tmp_
 COLLECTOR = """
 import os, signal, sys
 from gemel_ray.weights.files import Files
-from gemel_ray.weights.maintenance import collect_garbage
+from gemel_ray.weights.garbage import collect_garbage
 from gemel_ray.weights.store import open_store
 left = int(sys.argv[2])
 def dying(really):

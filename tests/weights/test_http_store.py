@@ -181,3 +181,9 @@ def test_an_empty_folder_behind_a_web_server_holds_no_releases(tmp_path):
 def test_an_address_with_a_password_or_without_a_host_is_refused(uri):
     with pytest.raises(InputError, match="write https://host/path"):
         open_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["http://a..b/store", "http://host:port/store", "http://host:99999/store"])
+def test_an_address_that_is_none_is_refused_before_anything_is_asked_of_it(uri):
+    with pytest.raises(InputError, match="its host or port is no valid one"):
+        open_store(uri)

@@ -1,5 +1,7 @@
 """Comparing releases, and going back to earlier weights."""
 
+import contextlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,19 @@ from weights_kit import blob_file
 
 from gemel_ray.spec.errors import CorruptBlobError, InputError, MissingBlobError, MissingReleaseError, StoreError
 from gemel_ray.spec.merge import MergeConfiguration
+from gemel_ray.training.releases import provenance
 from gemel_ray.weights.cache import LocalCache
 from gemel_ray.weights.comparison import diff_releases
 from gemel_ray.weights.following import Follower
-from gemel_ray.weights.maintenance import collect_garbage, pin, revert_head, revert_queries, unpin
+from gemel_ray.weights.garbage import collect_garbage
+from gemel_ray.weights.maintenance import (
+    pin,
+    revert_head,
+    revert_queries,
+    revert_served,
+    unpin,
+)
+from gemel_ray.weights.store import open_store
 
 
 @pytest.fixture
@@ -119,6 +130,12 @@ def test_a_revert_writes_down_what_it_did(family):
     assert told.seed == 5
 
 
+def test_the_command_that_made_a_release_is_kept_without_its_keys(family, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["gemel", "revert", "s3://key:secret@bucket/store"])
+    made = (revert_queries(family, ["people"]).provenance, provenance(seed=0, note="originals"))
+    assert [each.command for each in made] == ["gemel revert s3://bucket/store"] * 2
+
+
 def test_reverting_every_query_gives_the_originals_bytes(family):
     made = revert_queries(family, list(ORIGINALS))
     assert (made.bytes_after, made.blobs) == (family.manifest(1).bytes_after, family.manifest(1).blobs)
@@ -135,6 +152,53 @@ def test_a_query_that_runs_its_original_is_not_reverted_once_more(family):
     with pytest.raises(InputError, match=r"^query boxes: runs its original in release 2 already; nothing"):
         revert_queries(family, ["boxes"], base=2)
     assert family.releases() == [1, 2, 3]
+
+
+def test_of_two_who_revert_at_once_neither_is_lost(family):
+    begin, stores = threading.Barrier(2), [open_store(family.locate()) for _ in range(2)]
+
+    def revert(store, query):
+        begin.wait()
+        revert_queries(store, [query])
+
+    for _ in range(5):
+        family.set_head(3)
+        both = [threading.Thread(target=revert, args=pair) for pair in zip(stores, ("cars", "people"), strict=True)]
+        for thread in both:
+            thread.start()
+        for thread in both:
+            thread.join()
+        head = family.manifest()
+        assert {name for name in ("cars", "people") if head.queries[name].weights == _original(family, name)} == {
+            "cars", "people",
+        }  # fmt: skip
+
+
+def _original(store, name):
+    return store.manifest(1).queries[name].weights
+
+
+def test_where_head_moves_on_an_object_store_the_revert_is_made_of_the_new_one(family, monkeypatch):
+    # Nobody is kept out there.
+    monkeypatch.setattr(family, "exclusively", lambda: contextlib.nullcontext(True))
+    read = family.lineage
+
+    def while_somebody_else_publishes(number):
+        monkeypatch.setattr(family, "lineage", read)
+        revert_queries(open_store(family.locate()), ["people"])
+        return read(number)
+
+    monkeypatch.setattr(family, "lineage", while_somebody_else_publishes)
+    made = revert_queries(family, ["cars"])
+    assert (made.release, made.parent, family.head()) == (5, 4, 5)
+    assert made.queries["people"].weights == _original(family, "people")
+
+
+def test_of_what_a_box_serves_a_query_is_reverted_unless_head_has_other_weights_of_it(family):
+    assert revert_served(family, family.manifest(2), "cars") is None
+    assert (revert_served(family, family.manifest(3), "cars").release, family.head()) == (4, 4)
+    assert revert_served(family, family.manifest(3), "cars") is None
+    assert family.releases() == [1, 2, 3, 4]
 
 
 def test_where_the_originals_release_was_lost_that_is_said(family):

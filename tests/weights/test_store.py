@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import traceback
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from weights_kit import a_manifest, blob_file, files_below, publish
 
 from gemel_ray.spec.errors import CorruptBlobError, InputError, MissingBlobError, MissingReleaseError, StoreError
 from gemel_ray.spec.release import BlobInfo, Manifest
+from gemel_ray.spec.uris import without_secrets
 from gemel_ray.weights.files import Files
 from gemel_ray.weights.store import Store, open_store
 
@@ -143,6 +145,23 @@ def test_an_empty_folder_is_no_store(tmp_path):
 def test_what_is_no_uri_of_a_store_is_wrong_input(uri):
     with pytest.raises(InputError, match=rf"'{uri}' cannot be opened.*give a folder or a URI"):
         open_store(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["s3://key:xyzzy/y@bucket/a", "foo://key:xyzzy@bucket", "http://key:xyzzy@host/a", "http://key:xyzzy/y@host/a"],
+)
+def test_keys_in_a_uri_that_cannot_be_opened_are_not_repeated(uri):
+    with pytest.raises(InputError, match="cannot be opened") as error:
+        Files.at(uri)
+    told = "".join(traceback.format_exception(error.value))
+    assert "xyzzy" not in told
+    assert f"'{without_secrets(uri)}'" in told
+
+
+def test_a_uri_without_a_bucket_is_refused():
+    with pytest.raises(InputError, match=r"'s3://' cannot be opened .*names no bucket or folder"):
+        Files.at("s3://")
 
 
 def test_an_unknown_key_in_a_manifest_is_named(store):

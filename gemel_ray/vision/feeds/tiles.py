@@ -39,28 +39,40 @@ class Tiles:
 
     def _read_tiles(self) -> Iterator[dict[str, Any]]:
         path = self._folder / "tiles.jsonl"
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise FeedError(f"feed {self.name!r}: {path} cannot be read ({error}); write it as UTF-8") from error
+        for number, line in enumerate(lines, start=1):
             try:
-                tile = json.loads(line)
-                left, top, width, height = tile["xywh"]
-                yield {
-                    "frame": int(tile["frame"]),
-                    "cell": tuple(tile["cell"]),
-                    "place": (slice(top, top + height), slice(left, left + width)),
-                    "label": self._target if tile["y"] else BACKGROUND,
-                    "split": str(tile["split"]),
-                }
-            except (ValueError, KeyError, TypeError) as error:
+                yield self._tile(json.loads(line))
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 raise FeedError(
                     f"feed {self.name!r}: {path}, line {number}: {error!r}; each line is one tile"
                 ) from error
+
+    def _tile(self, tile: dict[str, Any]) -> dict[str, Any]:
+        left, top, width, height = place = [int(each) for each in tile["xywh"]]
+        if place != tile["xywh"] or min(left, top) < 0 or min(width, height) < 1:
+            raise ValueError(f"xywh {tile['xywh']} is no part of a frame in whole pixels")
+        return {
+            "frame": int(tile["frame"]),
+            "cell": tuple(map(int, tile["cell"])),
+            "place": (slice(top, top + height), slice(left, left + width)),
+            "label": self._target if tile["y"] else BACKGROUND,
+            "split": str(tile["split"]),
+        }
 
     def frames(self) -> Iterator[FeedFrame]:
         """Every tile."""
         shown: tuple[int, Image] | None = None
         for index, tile in enumerate(self._tiles):
+            path = self._folder / "frames" / f"{tile['frame']:06d}.jpg"
             if shown is None or shown[0] != tile["frame"]:
-                path = self._folder / "frames" / f"{tile['frame']:06d}.jpg"
                 shown = (tile["frame"], read_image(path, self.name))
             image = shown[1][tile["place"]]
+            if not image.size:
+                raise FeedError(
+                    f"feed {self.name!r}: tile {list(tile['cell'])} lies outside of {path}; correct its 'xywh'"
+                )
             yield FeedFrame(index, index / self.fps, image, label=tile["label"], split=tile["split"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from gemel_ray.vision.feeds.frames import FeedFrame
 
 # Half a frame of leeway, so that 30 fps sampled at 30 fps loses nothing to rounding of timestamps.
 _LEEWAY = 0.5
+# Frames by which one may be late without its clock having started anew, as in joined recordings and restarted cameras.
+_OUT_OF_ORDER = 4
 # How long a camera may say nothing, while it is opened and between two frames.
 _PATIENCE_S = 15.0
 _NEVER_ENDING = ("rtsp://", "rtsps://", "rtp://", "udp://")
@@ -97,19 +100,27 @@ class Video:
                 return
 
     def _decoded(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Every frame and its time; a file begins where the one before it ends."""
+        """Every frame and its time; a file begins where the one before it ends, as does a clock that starts anew."""
+        period_s = 1 / self._source_fps
         begun_s = time_s = 0.0
         for source in self._sources:
-            with self._open(source) as container:
-                position = -1
-                try:
-                    for position, frame in enumerate(container.decode(video=0)):
-                        own_s = position / self._source_fps if frame.time is None else float(frame.time)
-                        time_s = begun_s + own_s
-                        yield time_s, frame
-                except av.error.FFmpegError as error:
-                    raise FeedError(
-                        f"feed {self.name!r}: {self._shown} breaks off after {position + 1} frames ({error.strerror}); "
-                        "is the file complete, the camera still there?"
-                    ) from None
-            begun_s = time_s + 1 / self._source_fps
+            former_s = -math.inf
+            for own_s, frame in self._decoded_of(source):
+                if own_s < former_s - _OUT_OF_ORDER * period_s:
+                    begun_s += former_s - own_s + period_s
+                former_s, time_s = own_s, begun_s + own_s
+                yield time_s, frame
+            begun_s = time_s + period_s
+
+    def _decoded_of(self, source: str) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Every frame of one source and the time it carries."""
+        position = -1
+        with self._open(source) as container:
+            try:
+                for position, frame in enumerate(container.decode(video=0)):
+                    yield position / self._source_fps if frame.time is None else float(frame.time), frame
+            except av.error.FFmpegError as error:
+                raise FeedError(
+                    f"feed {self.name!r}: {self._shown} breaks off after {position + 1} frames ({error.strerror}); "
+                    "is the file complete, the camera still there?"
+                ) from None
