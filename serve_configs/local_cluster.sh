@@ -19,10 +19,14 @@ print(*(each.getsockname()[1] for each in held))
 PYTHON
 }
 
-# start_node NAME ARGUMENTS...: one node in a process group of its own, whose leader ends its node with itself.
+# start_node NAME: one node in a process group of its own, whose leader ends its node with itself.
 start_node() {
     local name=$1 ports
-    shift
+    if [ "$name" = head ]; then
+        set -- "${head[@]}"
+    else
+        set -- --address "$RAY_ADDRESS" --labels "edge=$name"
+    fi
     read -r -a ports <<<"$(free_ports 5)"
     setsid ray start --block --disable-usage-stats --node-ip-address 127.0.0.1 --num-cpus 1 \
         --memory 2000000000 --object-store-memory 100000000 --min-worker-port 0 --max-worker-port 0 \
@@ -48,31 +52,35 @@ start() {
     read -r -a ports <<<"$(free_ports 3)"
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token RAY_USAGE_STATS_ENABLED=0
     export RAY_ADDRESS=127.0.0.1:${ports[0]} RAY_API_SERVER_ADDRESS=http://127.0.0.1:${ports[1]}
-    join 1 head --head --port "${ports[0]}" --include-dashboard true --dashboard-host 127.0.0.1 \
-        --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" --temp-dir "$folder/ray" --labels role=head
-    join 2 box-a --address "$RAY_ADDRESS" --labels edge=box-a
-    join 3 box-b --address "$RAY_ADDRESS" --labels edge=box-b
+    head=(--head --port "${ports[0]}" --include-dashboard true --dashboard-host 127.0.0.1
+        --dashboard-port "${ports[1]}" --ray-client-server-port "${ports[2]}" --temp-dir "$folder/ray" --labels role=head)
+    join 1 head
+    join 3 box-a box-b
     printf 'export %s\n' "RAY_ADDRESS=$RAY_ADDRESS" "RAY_API_SERVER_ADDRESS=$RAY_API_SERVER_ADDRESS" \
         "RAY_DASHBOARD_ADDRESS=$RAY_API_SERVER_ADDRESS" RAY_AUTH_MODE=token "RAY_AUTH_TOKEN_PATH=$folder/token"
 }
 
-# join COUNT NAME ARGUMENTS...: start a node and wait until the cluster has so many. Ray gives a node 30 s to start; on a
-# busy machine that may take a second attempt.
+# join COUNT NAME...: start nodes and wait until the cluster has so many. Ray gives a node 30 s to start; on a busy
+# machine that may take a second attempt.
 join() {
-    local count=$1 until_s=$((SECONDS + patience_s)) leader
+    local count=$1 until_s=$((SECONDS + patience_s)) name leader
     shift
-    start_node "$@"
+    for name in "$@"; do
+        start_node "$name"
+    done
     until [ "$(alive_nodes)" -ge "$count" ]; do
         if [ $SECONDS -ge $until_s ]; then
             echo "not $count nodes after $patience_s s; $folder/*.log say more" >&2
             end_nodes
             exit 1
         fi
-        leader=$(cat "$folder/$1.pid")
-        if ! kill -0 "$leader" 2>/dev/null; then
-            kill -KILL -- "-$leader" 2>/dev/null || true
-            start_node "$@"
-        fi
+        for name in "$@"; do
+            leader=$(cat "$folder/$name.pid")
+            if ! kill -0 "$leader" 2>/dev/null; then
+                kill -KILL -- "-$leader" 2>/dev/null || true
+                start_node "$name"
+            fi
+        done
     done
 }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 from certificate_kit import self_signed
+from commands import run_gemel
 from drift_kit import BAD, publish_drifting
 from newcomer import gemel_environment
 from tiny_release import noise, publish_tiny_release
@@ -282,8 +283,7 @@ def test_tokens_are_asked_for_and_nobody_reads_along(folder):
 def test_what_is_wrong_is_told_before_anything_is_served(folder):
     def run(*more):
         (folder / "workload.yaml").write_text(WORKLOAD)
-        command = [sys.executable, "-c", WITHOUT_RAY, "edge", "workload.yaml", "--cache", "disk", *more]
-        done = subprocess.run(command, cwd=folder, env=gemel_environment(), capture_output=True, text=True, timeout=300)
+        done = run_gemel(folder, "edge", "workload.yaml", "--cache", "disk", *more, environment=gemel_environment())
         return done.returncode, done.stderr
 
     code, told = run("--store", "nowhere")
