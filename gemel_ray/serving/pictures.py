@@ -13,11 +13,9 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from gemel_ray.spec.errors import FrameError
+from gemel_ray.spec.feeds import PICTURE_MODES
 
 Image = np.ndarray[Any, np.dtype[np.uint8]]
-
-# Eight bits a channel; sixteen-bit and floating-point pictures would be clipped, not scaled.
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 _MAGICS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
@@ -70,6 +68,6 @@ def _decode(data: bytes | bytearray, max_pixels: int) -> Image:
             raise FrameError(
                 f"the picture is {width} x {height} pixels, at most {max_pixels} are accepted; scale it down"
             )
-        if picture.mode not in _MODES:
+        if picture.mode not in PICTURE_MODES:
             raise FrameError(f"the picture's pixels are of kind {picture.mode!r}; send 8 bits a channel")
         return np.array(picture.convert("RGB"))

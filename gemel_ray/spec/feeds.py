@@ -11,6 +11,9 @@ from gemel_ray.spec.strict import NotBoolean, Strict
 PositiveInt = Annotated[int, Field(gt=0), NotBoolean]
 Fraction = Annotated[float, Field(ge=0, le=1), NotBoolean]
 Fps = Annotated[float, Field(gt=0, le=1000), NotBoolean]
+# Pillow's modes of pictures that are taken, by feeds and by services alike: eight bits a channel; sixteen-bit and
+# floating-point pictures would be clipped, not scaled.
+PICTURE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
 class StreetsFeed(Strict):

@@ -16,12 +16,10 @@ import PIL.Image
 
 from gemel_ray.spec.answers import Box
 from gemel_ray.spec.errors import FeedError, brief
-from gemel_ray.spec.feeds import CocoFeed, ImageFolderFeed
+from gemel_ray.spec.feeds import PICTURE_MODES, CocoFeed, ImageFolderFeed
 from gemel_ray.vision.feeds.frames import FeedFrame, Image
 
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
-# Eight bits a channel; sixteen-bit and floating-point pictures would be clipped, not scaled.
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 # What Pillow raises for files that are not whole.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 T = TypeVar("T")
@@ -35,7 +33,7 @@ def read_image(path: Path, feed: str) -> Image:
     """
     try:
         with PIL.Image.open(path) as image:
-            if image.mode in _MODES:
+            if image.mode in PICTURE_MODES:
                 return np.asarray(image.convert("RGB"))
             mode = image.mode
     except (*_DAMAGED, PIL.Image.DecompressionBombError) as error:
